@@ -1,0 +1,3 @@
+"""liederivative."""
+
+__version__ = "0.1.0"
