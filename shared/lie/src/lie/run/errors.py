@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake in what the user gave; a command prints it on one line and exits with code 2."""
 
 

@@ -1,0 +1,20 @@
+"""Lie groups with surjective exponential: the same verbs on each, plain tensors, batch axes leading.
+
+>>> import torch
+>>> from lie.groups import SE3
+>>> G = SE3()
+>>> g = G.exp(torch.tensor([0.0, 0.0, torch.pi / 2, 1.0, 0.0, 0.0]))
+>>> G.act(g, torch.tensor([1.0, 0.0, 0.0])).shape
+torch.Size([3])
+"""
+
+from lie.groups.base import LieGroup
+from lie.groups.names import by_name
+from lie.groups.se2 import SE2
+from lie.groups.se3 import SE3
+from lie.groups.so2 import SO2
+from lie.groups.so3 import SO3
+from lie.groups.translation import T
+from lie.groups.trivial import Trivial
+
+__all__ = ["SE2", "SE3", "SO2", "SO3", "LieGroup", "T", "Trivial", "by_name"]

@@ -1,0 +1,76 @@
+r"""Rigid motions SE(2) of the plane.
+
+exp of :math:`(\theta, x, y)` is the rotation by :math:`\theta` with translation :math:`V(\theta) (x, y)`,
+:math:`V = \begin{pmatrix} A & -\theta B \\ \theta B & A \end{pmatrix}`, with A, B of `lie.groups.functions`;
+its inverse is :math:`\begin{pmatrix} h & \theta/2 \\ -\theta/2 & h \end{pmatrix}`,
+:math:`h = \tfrac{\theta}{2}\cot\tfrac{\theta}{2}` (Eade, Lie groups for 2D and 3D transformations, 2013, section 5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lie.groups.base import LieGroup, affine_matrix, with_samples
+from lie.groups.functions import cosc, cot_remainder, sinc
+from lie.groups.so2 import SO2, rotation_matrix
+
+
+@dataclass(frozen=True)
+class SE2(LieGroup):
+    """Rotations and translations of the plane. Coordinates ``(theta, x, y)``; matrices 3 x 3, homogeneous."""
+
+    dim = 3
+    matrix_dim = 3
+    point_dim = 2
+    stabiliser_dim = 1
+    isometric = True
+
+    def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
+        """The motion after unit time with angular velocity ``theta`` and body velocity ``(x, y)``."""
+        self._check_algebra(a)
+        theta, t = a[..., 0], a[..., 1:]
+        squared = theta.square()
+        V = rotation_matrix(sinc(squared), theta * cosc(squared))  # noqa: N806
+        return affine_matrix(rotation_matrix(theta.cos(), theta.sin()), (V @ t.unsqueeze(-1)).squeeze(-1))
+
+    def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
+        """The coordinates with angle in (-pi, pi]."""
+        self._check_element(g)
+        theta = torch.atan2(g[..., 1, 0], g[..., 0, 0])
+        squared = theta.square()
+        V_inverse = rotation_matrix(1.0 - squared * cot_remainder(squared), -0.5 * theta)  # noqa: N806
+        return torch.cat([theta.unsqueeze(-1), (V_inverse @ g[..., :2, 2:]).squeeze(-1)], dim=-1)
+
+    def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The inverse motion, ``(R^T, -R^T t)``."""
+        self._check_element(g)
+        transposed = g[..., :2, :2].mT
+        return affine_matrix(transposed, -(transposed @ g[..., :2, 2:]).squeeze(-1))
+
+    def sample(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Float[Tensor, "*shape m m"]:
+        """Uniform rotations with standard normal translations (the group is not compact)."""
+        rotation = SO2().sample(*shape, generator=generator, dtype=dtype, device=device)
+        return affine_matrix(rotation, torch.randn(*shape, 2, generator=generator, dtype=dtype, device=device))
+
+    def lift(
+        self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Motions that take the origin to ``x``, with uniform angles; the orbit id is empty (one orbit)."""
+        self._check_points(x, num_samples)
+        x = with_samples(x, num_samples)
+        rotation = SO2().sample(*x.shape[:-1], generator=generator, dtype=x.dtype, device=x.device)
+        return affine_matrix(rotation, x), x[..., :0]
+
+    def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
+        """The origin of the plane."""
+        return orbit.new_zeros(*orbit.shape[:-1], 2)
