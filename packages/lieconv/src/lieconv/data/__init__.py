@@ -1,0 +1,5 @@
+"""Data sets as labelled point sets."""
+
+from lieconv.data.point_sets import DATA_SETS, PointSets, load_data, load_digits, load_npz, split
+
+__all__ = ["DATA_SETS", "PointSets", "load_data", "load_digits", "load_npz", "split"]
