@@ -12,6 +12,9 @@ itself has no derivative:
 Each is a Taylor polynomial below a bound, with so many terms that its remainder is under 1e-18 there,
 and a closed form without cancellation above it. Both sides of every ``where`` stay finite, with finite
 derivatives of every order, so that no NaN leaks from the side not taken.
+
+The arguments keep a last axis of length 1: a 0-dimensional tensor times a Python number may promote to the
+default dtype under torch.func.
 """
 
 from __future__ import annotations
@@ -38,11 +41,11 @@ _B = tuple((-1) ** n / factorial(2 * n + 2) for n in range(14))
 _C = tuple((-1) ** n / factorial(2 * n + 3) for n in range(16))
 # (theta/2) cot(theta/2) = 1 - sum |B_2n| theta^2n / (2n)!, of radius 2 pi: 13 terms leave (1/39.5)^13 = 2e-21 at x = 1.
 _D = tuple(float(abs(b) / factorial(2 * n)) for n, b in enumerate(_bernoulli(27)[::2]) if n > 0)
-# arctan(u) / u on u <= tan(pi/16), x = u^2 <= 0.0396: 13 terms leave 0.0396^13 / 27 = 2e-20.
+# arctan(u) / u at x = u^2 <= 0.0396: 13 terms leave 0.0396^13 / 27 = 2e-20.
 _ATAN = tuple((-1) ** n / (2 * n + 1) for n in range(13))
 
 
-def polynomial(x: Float[Tensor, "*batch"], coefficients: tuple[float, ...]) -> Float[Tensor, "*batch"]:
+def polynomial(x: Float[Tensor, "*batch 1"], coefficients: tuple[float, ...]) -> Float[Tensor, "*batch 1"]:
     """The polynomial with ``coefficients`` (constant first) at ``x``, by Horner's rule."""
     value = x * coefficients[-1] + coefficients[-2]
     for coefficient in coefficients[-3::-1]:
@@ -58,21 +61,21 @@ def _split(x: Tensor, bound: float) -> tuple[Tensor, Tensor, Tensor]:
     return small, torch.where(small, x, torch.zeros_like(x)), torch.where(small, edge, x)
 
 
-def sinc(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+def sinc(x: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1"]:
     """A = sin(theta) / theta at x = theta^2."""
     small, x_small, x_large = _split(x, 2.5)
     theta = x_large.sqrt()
     return torch.where(small, polynomial(x_small, _A), theta.sin() / theta)
 
 
-def cosc(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+def cosc(x: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1"]:
     """B = (1 - cos(theta)) / theta^2 at x = theta^2, by the half angle where theta is large."""
     small, x_small, x_large = _split(x, 2.5)
     half = 0.5 * x_large.sqrt()
     return torch.where(small, polynomial(x_small, _B), 0.5 * (half.sin() / half).square())
 
 
-def sinc_remainder(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+def sinc_remainder(x: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1"]:
     """C = (theta - sin(theta)) / theta^3 at x = theta^2."""
     # theta - sin(theta) cancels by a factor 2.7 at the other bound, by 1.3 at this one.
     small, x_small, x_large = _split(x, 6.5)
@@ -80,23 +83,27 @@ def sinc_remainder(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     return torch.where(small, polynomial(x_small, _C), (theta - theta.sin()) / (theta * x_large))
 
 
-def cot_remainder(x: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """D = (1 - (theta/2) cot(theta/2)) / theta^2 at x = theta^2, for theta below 2 pi."""
+def half_cot(x: Float[Tensor, "*batch 1"]) -> tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch 1"]]:
+    """h = (theta/2) cot(theta/2) and D = (1 - h) / theta^2 at x = theta^2, for theta below 2 pi.
+
+    Both, because 1 - x D would lose what is left of h near pi, and (1 - h) / x what is left of D near 0.
+    """
     small, x_small, x_large = _split(x, 1.0)
     half = 0.5 * x_large.sqrt()
-    return torch.where(small, polynomial(x_small, _D), (1.0 - half / half.tan()) / x_large)
+    remainder = polynomial(x_small, _D)
+    large = half / half.tan()
+    h = torch.where(small, 1.0 - x_small * remainder, large)
+    return h, torch.where(small, remainder, (1.0 - large) / x_large)
 
 
-def angle_over_sine(w: Float[Tensor, "*batch"], n: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-    """theta / sin(theta/2) for w = cos(theta/2) >= 0 and n = sin(theta/2)^2: smooth on all of [0, pi].
+def rotation_angle_factor(w: Float[Tensor, "*batch 1"], n: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 1"]:
+    """theta / |v| = 2 atan2(|v|, w) / |v| of a quaternion (w, v) of any length with w >= 0 and n = |v|^2.
 
-    Three half-angle steps, tan(t/2) = tan(t) / (1 + sqrt(1 + tan(t)^2)), bring the angle under pi/16,
-    where the arctangent is a short polynomial in the squared tangent: no branch, no singular point.
+    Where n is small against w^2, the arctangent is a polynomial in their ratio.
     """
-    divisor = 1.0 + w
-    r = n / divisor.square()  # tan(theta/4)^2 <= 1
-    for _ in range(2):
-        half = 1.0 + (1.0 + r).sqrt()
-        r = r / half.square()
-        divisor = divisor * half
-    return 16.0 * polynomial(r, _ATAN) / divisor
+    small = n < 0.0396 * w.square()
+    one = torch.ones_like(n)
+    w_small, n_small = torch.where(small, w, one), torch.where(small, n, torch.zeros_like(n))
+    w_large, v_large = torch.where(small, one, w), torch.where(small, one, n).sqrt()
+    series = polynomial(n_small / w_small.square(), _ATAN) / w_small
+    return 2.0 * torch.where(small, series, torch.atan2(v_large, w_large) / v_large)

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, affine_matrix, with_samples
-from lie.groups.functions import cosc, cot_remainder, sinc
+from lie.groups.functions import cosc, half_cot, sinc
 from lie.groups.so2 import SO2, rotation_matrix
 
 
@@ -32,7 +32,7 @@ class SE2(LieGroup):
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
         """The motion after unit time with angular velocity ``theta`` and body velocity ``(x, y)``."""
         self._check_algebra(a)
-        theta, t = a[..., 0], a[..., 1:]
+        theta, t = a[..., :1], a[..., 1:]
         squared = theta.square()
         V = rotation_matrix(sinc(squared), theta * cosc(squared))  # noqa: N806
         return affine_matrix(rotation_matrix(theta.cos(), theta.sin()), (V @ t.unsqueeze(-1)).squeeze(-1))
@@ -40,10 +40,9 @@ class SE2(LieGroup):
     def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
         """The coordinates with angle in (-pi, pi]."""
         self._check_element(g)
-        theta = torch.atan2(g[..., 1, 0], g[..., 0, 0])
-        squared = theta.square()
-        V_inverse = rotation_matrix(1.0 - squared * cot_remainder(squared), -0.5 * theta)  # noqa: N806
-        return torch.cat([theta.unsqueeze(-1), (V_inverse @ g[..., :2, 2:]).squeeze(-1)], dim=-1)
+        theta = torch.atan2(g[..., 1, :1], g[..., 0, :1])
+        V_inverse = rotation_matrix(half_cot(theta.square())[0], -0.5 * theta)  # noqa: N806
+        return torch.cat([theta, (V_inverse @ g[..., :2, 2:]).squeeze(-1)], dim=-1)
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The inverse motion, ``(R^T, -R^T t)``."""

@@ -1,8 +1,8 @@
 r"""Rigid motions SE(3) of space.
 
 exp of :math:`(\omega, t)` is :math:`(\exp\hat\omega, V t)` with
-:math:`V = 1 + B \hat\omega + C \hat\omega^2`, :math:`V^{-1} = 1 - \hat\omega/2 + D \hat\omega^2`
-(Eade, Lie groups for 2D and 3D transformations, 2013, section 3; A to D in `lie.groups.functions`).
+:math:`V = A + B \hat\omega + C \omega\omega^T`, :math:`V^{-1} = h - \hat\omega/2 + D \omega\omega^T`
+(Eade, Lie groups for 2D and 3D transformations, 2013, section 3; A to D and h in `lie.groups.functions`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, affine_matrix, with_samples
-from lie.groups.functions import cosc, cot_remainder, sinc_remainder
+from lie.groups.functions import cosc, half_cot, sinc, sinc_remainder
 from lie.groups.so3 import rotation_from_vector, uniform_rotations, vector_from_rotation
 
 
@@ -33,8 +33,9 @@ class SE3(LieGroup):
         self._check_algebra(a)
         w, t = a[..., :3], a[..., 3:]
         squared = w.square().sum(-1, keepdim=True)
-        turned = torch.linalg.cross(w, t, dim=-1)
-        shift = t + cosc(squared) * turned + sinc_remainder(squared) * torch.linalg.cross(w, turned, dim=-1)
+        along = (w * t).sum(-1, keepdim=True) * w
+        # Split along and across the axis: 1 + C w^2 across would cancel to A near a half turn.
+        shift = sinc(squared) * t + cosc(squared) * torch.linalg.cross(w, t, dim=-1) + sinc_remainder(squared) * along
         return affine_matrix(rotation_from_vector(w), shift)
 
     def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
@@ -42,8 +43,9 @@ class SE3(LieGroup):
         self._check_element(g)
         w, shift = vector_from_rotation(g[..., :3, :3]), g[..., :3, 3]
         squared = w.square().sum(-1, keepdim=True)
-        turned = torch.linalg.cross(w, shift, dim=-1)
-        t = shift - 0.5 * turned + cot_remainder(squared) * torch.linalg.cross(w, turned, dim=-1)
+        h, remainder = half_cot(squared)
+        along = (w * shift).sum(-1, keepdim=True) * w
+        t = h * shift - 0.5 * torch.linalg.cross(w, shift, dim=-1) + remainder * along
         return torch.cat([w, t], dim=-1)
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:

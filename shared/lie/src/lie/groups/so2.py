@@ -12,9 +12,9 @@ from torch import Tensor
 from lie.groups.base import LieGroup, with_samples
 
 
-def rotation_matrix(cos: Float[Tensor, "*batch"], sin: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch 2 2"]:
+def rotation_matrix(cos: Float[Tensor, "*batch 1"], sin: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 2 2"]:
     """The matrix ``[[cos, -sin], [sin, cos]]``."""
-    return torch.stack([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))
+    return torch.cat([cos, -sin, sin, cos], dim=-1).unflatten(-1, (2, 2))
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,12 @@ class SO2(LieGroup):
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
         """The rotation by the angle ``a``."""
         self._check_algebra(a)
-        theta = a.squeeze(-1)
-        return rotation_matrix(theta.cos(), theta.sin())
+        return rotation_matrix(a.cos(), a.sin())
 
     def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
         """The angle of the rotation."""
         self._check_element(g)
-        return torch.atan2(g[..., 1, 0], g[..., 0, 0]).unsqueeze(-1)
+        return torch.atan2(g[..., 1, :1], g[..., 0, :1])
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The transpose."""
@@ -61,7 +60,7 @@ class SO2(LieGroup):
         self._check_points(x, num_samples)
         x = with_samples(x, num_samples)
         direction, radius = direction_and_norm(x)
-        return rotation_matrix(direction[..., 0], direction[..., 1]), radius
+        return rotation_matrix(direction[..., :1], direction[..., 1:]), radius
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The point of the circle on the positive x axis."""

@@ -1,9 +1,9 @@
 r"""Rotations SO(3) of space about the origin.
 
-exp is Rodrigues' formula, :math:`R = 1 + A \hat\omega + B (\omega\omega^T - \theta^2)`. log takes the unit
-quaternion of R by the largest of its four squared components (Shepperd 1978), where no cancellation
-occurs at any angle, and then :math:`\omega = v\,\theta/\sin(\theta/2)` by a function that is smooth on all of
-[0, pi]. At an angle of pi, where :math:`\pm\omega` name the same rotation, one of the two is returned.
+exp is Rodrigues' formula, :math:`R = 1 + A \hat\omega + B (\omega\omega^T - \theta^2)`. log takes the
+quaternion (w, v) of R by the largest of its four squared components (Shepperd 1978), where no cancellation
+occurs at any angle, and then :math:`\omega = v\,\theta/|v|` by a function that is smooth
+on all of [0, pi]. At an angle of pi, where :math:`\pm\omega` name the same rotation, one of the two is returned.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, with_samples
-from lie.groups.functions import angle_over_sine, cosc, sinc
+from lie.groups.functions import cosc, rotation_angle_factor, sinc
 from lie.groups.so2 import direction_and_norm
 
 
@@ -29,17 +29,19 @@ def cross_matrix(w: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
 
 def rotation_from_vector(w: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """The rotation by ``|w|`` radians about ``w`` (Rodrigues' formula)."""
-    squared = w.square().sum(-1)
+    squared = w.square().sum(-1, keepdim=True)
     eye = torch.eye(3, dtype=w.dtype, device=w.device)
-    outer = w.unsqueeze(-1) * w.unsqueeze(-2) - squared[..., None, None] * eye
-    return eye + sinc(squared)[..., None, None] * cross_matrix(w) + cosc(squared)[..., None, None] * outer
+    outer = w.unsqueeze(-1) * w.unsqueeze(-2) - squared.unsqueeze(-1) * eye
+    return eye + sinc(squared).unsqueeze(-1) * cross_matrix(w) + cosc(squared).unsqueeze(-1) * outer
 
 
 def quaternion_from_rotation(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:  # noqa: N803
-    """The unit quaternion (w, x, y, z) of a rotation, with w >= 0."""
-    r = R.flatten(-2).unbind(-1)
-    # Rows of 4 q q^T, each the quaternion times four times one of its components.
-    rows = torch.stack(
+    """The quaternion (w, x, y, z) of a rotation, w >= 0, not normalised (its length is between 8 and 16).
+
+    It is the row of the matrix 4 q q^T with the largest diagonal entry (at least 1), times that matrix.
+    """
+    r = R.flatten(-2).split(1, dim=-1)
+    rows = torch.cat(
         [
             *(1.0 + r[0] + r[4] + r[8], r[7] - r[5], r[2] - r[6], r[3] - r[1]),
             *(r[7] - r[5], 1.0 + r[0] - r[4] - r[8], r[3] + r[1], r[2] + r[6]),
@@ -48,17 +50,17 @@ def quaternion_from_rotation(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*
         ],
         dim=-1,
     ).unflatten(-1, (4, 4))
-    pivot = rows.diagonal(dim1=-2, dim2=-1).argmax(-1, keepdim=True)  # (..., 1); the pivot is at least 1
-    row = torch.take_along_dim(rows, pivot.unsqueeze(-1), dim=-2).squeeze(-2)
-    q = row / (2.0 * torch.take_along_dim(row, pivot, dim=-1).sqrt())
+    pivot = rows.diagonal(dim1=-2, dim2=-1).argmax(-1, keepdim=True).unsqueeze(-1)  # (..., 1, 1)
+    row = torch.take_along_dim(rows, pivot, dim=-2)  # (..., 1, 4)
+    q = (row @ rows).squeeze(-2)  # one step of the power method averages the rounding of all nine entries
     return torch.where(q[..., :1] < 0, -q, q)
 
 
 def vector_from_rotation(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:  # noqa: N803
     """The rotation vector of length at most pi."""
     q = quaternion_from_rotation(R)
-    w, v = q[..., 0], q[..., 1:]
-    return angle_over_sine(w, v.square().sum(-1)).unsqueeze(-1) * v
+    v = q[..., 1:]
+    return rotation_angle_factor(q[..., :1], v.square().sum(-1, keepdim=True)) * v
 
 
 def uniform_rotations(

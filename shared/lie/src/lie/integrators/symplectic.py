@@ -52,8 +52,9 @@ def leapfrog(
     states = [y0]
     force = _half(field, t[0], q, p, dim, 1)
     for index, interval in enumerate(intervals):
-        # The tolerance keeps a step that divides the interval up to rounding from being cut once more.
-        count = 1 if step_size is None else max(1, math.ceil(abs(interval) / step_size - 1e-9))
+        # Shortened by the rounding of the times, so that a step which divides the interval is not cut once more.
+        length = abs(interval) * (1.0 - 4.0 * torch.finfo(t.dtype).eps)
+        count = 1 if step_size is None else max(1, math.ceil(length / step_size))
         h = interval / count
         for step in range(count):
             now = t[index] + step * h

@@ -1,0 +1,147 @@
+"""Order, reversibility, energy and agreement with scipy; the errors that name time and remedy."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from lie.autodiff import hamiltonian_field
+from lie.integrators import METHODS, leapfrog, odeint
+from scipy.integrate import solve_ivp
+
+
+def pendulum(z):
+    q, p = z.chunk(2, -1)
+    return (0.5 * p**2 + 1 - q.cos()).sum(-1)
+
+
+FIELD = hamiltonian_field(pendulum)
+Z0 = torch.tensor([[1.0, 0.3], [0.2, -0.9]], dtype=torch.float64)
+
+
+def reference(t):
+    solutions = [
+        solve_ivp(lambda _, z: [z[1], -math.sin(z[0])], (0, float(t[-1])), z.tolist(), "DOP853", t, rtol=1e-13,
+                  atol=1e-14).y.T
+        for z in Z0
+    ]  # fmt: skip
+    return torch.stack([torch.from_numpy(y) for y in solutions], 1)
+
+
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "bosh3", "scipy_solver"])
+def test_adaptive_methods_agree_with_scipy(method):
+    t = torch.linspace(0, 3, 7, dtype=torch.float64)
+    options = {"solver": "RK45"} if method == "scipy_solver" else None
+    z = odeint(FIELD, Z0, t, method=method, options=options)
+    # rtol = 1e-7 bounds the error of a step by the method's own estimate, not the error at the end: over the
+    # hundred steps of the low orders, and with the loose estimate of dopri8, up to a few hundred times more.
+    torch.testing.assert_close(z, reference(t), rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("rk4", 4), ("leapfrog", 2)])
+def test_order_of_fixed_steps(method, order):
+    t = torch.tensor([0.0, 2.0], dtype=torch.float64)
+    truth = reference(t)[-1]
+    errors = [
+        (odeint(FIELD, Z0, t, method=method, options={"step_size": h})[-1] - truth).norm() for h in (0.02, 0.01)
+    ]
+    assert abs(math.log2(errors[0] / errors[1]) - order) < 0.1
+
+
+def QUICK(_, z):  # noqa: N802 (the same field by hand: thousands of steps follow)
+    q, p = z.chunk(2, -1)
+    return torch.cat([p, -q.sin()], -1)
+
+
+def test_leapfrog_is_reversible_symplectic_and_keeps_energy():
+    t = torch.linspace(0, 50, 6, dtype=torch.float64)
+    z = leapfrog(QUICK, Z0, t, step_size=0.05)
+    back = leapfrog(QUICK, z[-1], t.flip(0), step_size=0.05)
+    torch.testing.assert_close(back[-1], Z0, rtol=0, atol=1e-11)  # 2000 steps of rounding
+    # Theory: the error oscillates with amplitude h^2 / 12 times derivatives of order 1, and does not grow.
+    drift = (pendulum(leapfrog(QUICK, Z0, torch.linspace(0, 200, 1001, dtype=torch.float64), step_size=0.05))
+             - pendulum(Z0)).abs()  # fmt: skip
+    assert drift.max() < 0.05**2 / 4
+    assert drift[800:].max() < 1.1 * drift[:200].max()
+    step = torch.func.jacrev(lambda y: leapfrog(QUICK, y, t[:2], step_size=0.5)[-1])(Z0[0])
+    J = torch.tensor([[0.0, 1.0], [-1.0, 0.0]], dtype=torch.float64)
+    torch.testing.assert_close(step.T @ J @ step, J, rtol=0, atol=1e-13)
+
+
+def test_leapfrog_on_points_and_step_counts():
+    field = hamiltonian_field(lambda z: 0.5 * z.square().sum((-3, -2, -1)), dim=-3)
+    z0 = torch.randn(3, 2, 4, 2, dtype=torch.float64)
+    t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+    z = leapfrog(field, z0, t, step_size=1e-3, dim=-3)
+    exact = torch.stack([torch.cat([z0[:, :1] * s.cos() + z0[:, 1:] * s.sin(),
+                                    z0[:, 1:] * s.cos() - z0[:, :1] * s.sin()], 1) for s in t])  # fmt: skip
+    torch.testing.assert_close(z, exact, rtol=0, atol=1e-6)  # order 2 with h = 1e-3
+    calls = []
+    leapfrog(lambda s, y: calls.append(s) or FIELD(y), Z0, torch.tensor([0.0, 0.3]), step_size=0.1)
+    assert len(calls) == 1 + 2 * 3  # 0.3 / 0.1 is 3 steps in spite of rounding
+
+
+def test_gradients_flow_and_the_adjoint_agrees():
+    class Spring(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.k = torch.nn.Parameter(torch.tensor(1.7, dtype=torch.float64))
+
+        def forward(self, t, z):
+            return torch.cat([z[..., 1:], -self.k * z[..., :1]], -1)
+
+    t = torch.tensor([0.0, 1.5], dtype=torch.float64)
+    gradients = []
+    for adjoint in (False, True):
+        field = Spring()
+        odeint(field, Z0, t, adjoint=adjoint)[-1].square().sum().backward()
+        gradients.append(field.k.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=0)  # the adjoint integrates at the same rtol of 1e-7
+
+
+def test_float32_and_one_time():
+    z = odeint(FIELD, Z0.float(), torch.tensor([0.0, 1.0]), rtol=1e-5, atol=1e-6)
+    assert z.dtype == torch.float32
+    for method in ("dopri5", "leapfrog"):
+        assert torch.equal(odeint(FIELD, Z0, torch.zeros(1, dtype=torch.float64), method=method)[0], Z0)
+
+
+def test_errors():
+    t = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"unknown method 'dopri6': did you mean 'dopri"):
+        odeint(FIELD, Z0, t, method="dopri6")
+    with pytest.raises(ValueError, match="strictly increasing"):
+        odeint(FIELD, Z0, torch.tensor([0.0, 1.0, 1.0]))
+    with pytest.raises(ValueError, match=r"shape \(T,\)"):
+        odeint(FIELD, Z0, torch.zeros(0))
+    with pytest.raises(ValueError, match="finite initial state"):
+        odeint(FIELD, Z0 * math.nan, t)
+    with pytest.raises(TypeError, match="floating-point"):
+        odeint(FIELD, Z0.long(), t)
+    with pytest.raises(ValueError, match=r"field of the state's shape \(2, 2\), got \(2, 1\)"):
+        odeint(lambda s, y: y[:, :1], Z0, t)
+    with pytest.raises(TypeError, match=r"torch.nn.Module"):
+        odeint(lambda s, y: y, Z0, t, adjoint=True)
+    with pytest.raises(ValueError, match="adjoint"):
+        odeint(FIELD, Z0, t, method="leapfrog", adjoint=True)
+    with pytest.raises(ValueError, match="positive step_size"):
+        leapfrog(FIELD, Z0, t, step_size=-0.1)
+    with pytest.raises(ValueError, match="equally many"):
+        leapfrog(FIELD, Z0[:, :1], t)
+    with pytest.raises(ValueError, match="no_such_option"):
+        odeint(FIELD, Z0, t, options={"no_such_option": 1})
+    with pytest.raises(FloatingPointError, match="t = 0 and 2"):
+        odeint(lambda s, y: y**2, torch.ones(1, dtype=torch.float64), torch.tensor([0.0, 2.0], dtype=torch.float64))
+    with pytest.raises(FloatingPointError, match="not finite from t = "):
+        odeint(lambda s, y: y**2, torch.ones(1), torch.linspace(0.0, 40.0, 41), method="rk4")
+
+
+def test_every_listed_method_runs():
+    t = torch.linspace(0, 0.5, 6, dtype=torch.float64)
+    for method in METHODS:
+        torch.testing.assert_close(QUICK(t[0], Z0), FIELD(Z0))
+        options = {"solver": "RK45"} if method == "scipy_solver" else None
+        z = odeint(QUICK, Z0, t, method=method, options=options, rtol=1e-5, atol=1e-6)
+        # One Euler step of 0.1 is the worst of them: error 0.1 / 2 times derivatives of order 1 times 0.5.
+        torch.testing.assert_close(z, reference(t), rtol=0, atol=0.05)
