@@ -1,0 +1,96 @@
+"""Animations of trajectories as GIF, drawn without a screen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from lie.run import UserError, atomic_path
+from torch import Tensor
+from tqdm import tqdm
+
+from chnn.systems import System
+
+_TRAIL = 25  # frames of past positions that are drawn
+_COILS = 9
+
+
+def animate(
+    system: System,
+    z: Float[Tensor, "T 2 n d"],
+    t: Float[Tensor, " T"],
+    path: str | Path,
+    *,
+    fps: int = 25,
+    max_frames: int = 200,
+    truth: Float[Tensor, "T 2 n d"] | None = None,
+) -> None:
+    """Draw one trajectory with rods, springs, bobs and trails to a GIF at ``path``.
+
+    Args:
+        system: says what to draw between the points.
+        z, t: states and their times, s; the animation runs in real time where the frames allow.
+        path: file to write, whole or not at all.
+        fps: frames a second.
+        max_frames: longest animation; later times are left out.
+        truth: a second trajectory, drawn in grey.
+    """
+    from matplotlib.animation import PillowWriter
+    from matplotlib.figure import Figure
+
+    if len(t) < 2:
+        raise UserError(f"expected at least two times to animate, got {len(t)}")
+    wanted = np.arange(float(t[0]), float(t[-1]) + 1e-9, 1.0 / fps)[:max_frames]
+    frames = np.abs(t.cpu().numpy()[None] - wanted[:, None]).argmin(1)
+    x = z[:, 0].detach().cpu().numpy()
+    ghost = None if truth is None else truth[:, 0].detach().cpu().numpy()
+    anchors, rods, springs = system.drawing()
+    points = np.concatenate([x.reshape(-1, x.shape[-1]), anchors.numpy()])
+    low, high = points.min(0), points.max(0)
+    centre, half = (low + high) / 2, 0.55 * float((high - low).max()) + 0.1
+
+    figure = Figure(figsize=(4.0, 4.0), dpi=80, layout="constrained")
+    flat = x.shape[-1] == 2
+    axes: Any = figure.add_subplot() if flat else figure.add_subplot(projection="3d")
+    limits = [(c - half, c + half) for c in centre]
+    writer = PillowWriter(fps=fps)
+    with atomic_path(path) as temporary, writer.saving(figure, str(temporary), dpi=80):
+        for number, frame in enumerate(tqdm(frames, desc="draw", unit="frame")):
+            axes.clear()
+            axes.set(xlim=limits[0], ylim=limits[1], title=f"{system.name}, t = {float(t[frame]):.2f} s")
+            if flat:
+                axes.set_aspect("equal")
+            else:
+                axes.set(zlim=limits[2])
+            if ghost is not None:
+                _draw(axes, anchors.numpy(), ghost[frame], rods, springs, "0.75")
+            _draw(axes, anchors.numpy(), x[frame], rods, springs, "C0")
+            past = x[frames[max(0, number - _TRAIL) : number + 1]]  # (k, n, d)
+            for point in range(x.shape[1]):
+                axes.plot(*past[:, point].T, color="C1", alpha=0.5, linewidth=1)
+            writer.grab_frame()
+
+
+def _draw(axes: Any, anchors: np.ndarray, x: np.ndarray, rods: list, springs: list, color: str) -> None:
+    def place(index: int) -> np.ndarray:
+        return x[index] if index >= 0 else anchors[-1 - index]
+
+    for a, b in rods:
+        axes.plot(*np.stack([place(a), place(b)]).T, color=color, linewidth=2)
+    for a, b in springs:
+        axes.plot(*_coil(place(a), place(b)).T, color="C2", linewidth=1)
+    axes.plot(*x.T, "o", color=color, markersize=8)
+    axes.plot(*anchors.T, "s", color="0.3", markersize=5)
+
+
+def _coil(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A zigzag from a to b."""
+    along = b - a
+    across = np.zeros_like(along)
+    across[-1] = 1.0
+    across -= along * (across @ along) / max(float(along @ along), 1e-12)
+    s = np.linspace(0.0, 1.0, 4 * _COILS + 1)
+    height = 0.06 * np.sin(2 * np.pi * _COILS * s) * ((s > 0.1) & (s < 0.9))
+    return a + s[:, None] * along + height[:, None] * across
