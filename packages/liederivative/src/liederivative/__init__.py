@@ -1,3 +1,25 @@
-"""liederivative."""
+"""How equivariant is a trained network? The Lie derivative answers, for any model on images.
+
+Rooms: `liederivative.actions` (how images and outputs move), `liederivative.derivative` (forward-mode
+differentiation), `liederivative.metrics` (the local equivariance error), `liederivative.zoo` (timm models
+by name), `liederivative.images` (photographs), `liederivative.plots`.
+"""
+
+from liederivative.actions import GENERATORS, NCHW, NHWC, Generator, Invariant, Layout, Tokens
+from liederivative.derivative import lie_derivative, lie_derivatives
+from liederivative.metrics import LEE, lee
 
 __version__ = "0.1.0"
+__all__ = [
+    "GENERATORS",
+    "LEE",
+    "NCHW",
+    "NHWC",
+    "Generator",
+    "Invariant",
+    "Layout",
+    "Tokens",
+    "lee",
+    "lie_derivative",
+    "lie_derivatives",
+]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.integrate._ivp import dop853_coefficients as table
@@ -57,7 +58,7 @@ def integrate(
     """
     A = torch.as_tensor(table.A[:_STAGES, :_STAGES], dtype=y0.dtype, device=y0.device)  # noqa: N806
     B = torch.as_tensor(table.B, dtype=y0.dtype, device=y0.device)  # noqa: N806
-    E = torch.as_tensor([table.E3[:_STAGES], table.E5[:_STAGES]], dtype=y0.dtype, device=y0.device)  # noqa: N806
+    E = torch.as_tensor(np.stack([table.E3, table.E5])[:, :_STAGES], dtype=y0.dtype, device=y0.device)  # noqa: N806
     batch, size = y0.shape[0], y0[0].numel()
     out = torch.full((batch, len(t), *y0.shape[1:]), torch.nan, dtype=y0.dtype, device=y0.device)
     out[:, 0] = y0

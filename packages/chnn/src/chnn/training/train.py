@@ -72,7 +72,7 @@ def train(
             schedule.step()
             bar.update()
             if step % LOG_EVERY == 0 or step == config.steps:
-                _log(log, bar, step, loss)
+                _log(log, bar, step, loss.detach())
             if step % CHECKPOINT_EVERY == 0 or step == config.steps:
                 save_checkpoint(checkpoint, _state(step, model, optimizer, schedule, order))
     save_weights(out / "model.safetensors", model, {"format": "chnn"})

@@ -44,7 +44,7 @@ def run_command(
     except UserError as error:
         return _fail(prog, str(error))
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted; a training run goes on with --resume DIR", file=sys.stderr)
+        print(f"{prog}: interrupted; what has --resume goes on with --resume DIR", file=sys.stderr)
         return 130
     return 0
 

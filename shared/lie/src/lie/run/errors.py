@@ -21,7 +21,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """
     names = sorted(known)
     folded = {candidate.lower(): candidate for candidate in names}
-    close = [folded[key] for key in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.5)]
+    close = [folded[key] for key in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.3)]
     hint = f" did you mean {' or '.join(repr(candidate) for candidate in close)}?" if close else ""
     shown = names if len(names) <= 20 else [*names[:20], f"... ({len(names)} in all)"]
     return UserError(f"unknown {kind} {name!r}:{hint} known: {', '.join(shown)}")

@@ -1,0 +1,286 @@
+"""The repository's own checks catch what they are there for, and the demonstration's page stands alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def load(name: str) -> ModuleType:
+    path = ROOT / name
+    spec = importlib.util.spec_from_file_location(f"tooling_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+architecture = load("integration_tests/check_architecture.py")
+check = load("docs/check.py")
+demo = load("integration_tests/demo.py")
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# --- imports point down ---
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("packages/lieconv/src/lieconv/models/a.py", "import chnn"),
+        ("packages/lieconv/src/lieconv/models/a.py", "import chnn.systems as s"),
+        ("packages/lieconv/src/lieconv/models/a.py", "from liederivative.actions import rotate"),
+        ("packages/lieconv/src/lieconv/models/a.py", "def f():\n    from chnn import models"),
+        ("packages/chnn/src/chnn/a.py", "import importlib\nimportlib.import_module('lieconv.nn')"),
+        ("packages/chnn/src/chnn/a.py", "__import__('lieconv')"),
+        ("packages/chnn/tests/test_a.py", "import pytest\npytest.importorskip('lieconv')"),
+        ("packages/chnn/examples/a.py", "import lieconv"),
+        ("shared/lie/src/lie/groups/a.py", "import lieconv"),
+        ("shared/lie/tests/test_a.py", "from chnn.systems import ChainPendulum"),
+        ("shared/lie/src/lie/groups/a.py", "from lie.testing import check_group"),
+        ("shared/lie/src/lie/groups/a.py", "from lie import autodiff"),
+        ("packages/lieconv/src/lieconv/geometry/a.py", "from ..nn import conv"),
+        ("packages/lieconv/src/lieconv/geometry/__init__.py", "from ..nn import conv"),
+        ("packages/chnn/src/chnn/mechanics/a.py", "from chnn.models import CHNN"),
+    ],
+)
+def test_a_forbidden_import_is_found(tmp_path: Path, file: str, line: str) -> None:
+    write(tmp_path / file, f"{line}\n")
+    (found,) = architecture.import_violations(tmp_path)
+    assert found.startswith(f"{file}:{len(line.splitlines())}: imports ")
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("packages/lieconv/src/lieconv/models/a.py", "from lie.groups import SE2\nfrom lieconv.nn import LieConv"),
+        ("packages/lieconv/src/lieconv/models/a.py", "import torch, chnnlike\ntext = 'import chnn'"),
+        ("packages/lieconv/src/lieconv/nn/a.py", "from ..geometry import frames\nfrom . import conv"),
+        ("shared/lie/src/lie/testing/a.py", "from lie.groups import LieGroup"),
+    ],
+)
+def test_an_allowed_import_is_not(tmp_path: Path, file: str, line: str) -> None:
+    write(tmp_path / file, f"{line}\n")
+    assert architecture.import_violations(tmp_path) == []
+
+
+def test_two_versions_of_one_name_in_the_lock_are_found(tmp_path: Path) -> None:
+    entry = '[[package]]\nname = "{}"\nversion = "{}"\n'
+    lock = write(tmp_path / "poetry.lock", entry.format("a", "1") + entry.format("b", "1") + entry.format("a", "2"))
+    assert architecture.lock_violations(lock) == ["poetry.lock: 2 versions of a, expected one"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "path = '/home/ann/data'",
+        "see file:///x/y",
+        "(/tmp/run1)",
+        "index: http://localhost:80",
+        "https://pypi.corp.internal/x",
+    ],
+)
+def test_a_local_path_is_found(tmp_path: Path, line: str) -> None:
+    write(tmp_path / "a.md", f"first\n{line}\n")
+    (found,) = architecture.path_violations(tmp_path, ["a.md"])
+    assert found.startswith("a.md:2: ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "runs/home/se2",
+        "https://example.org/home/page",
+        "~/work/lie",
+        "#!/usr/bin/env bash",
+        "git+file://$PWD",
+        "../tmp/x",
+    ],
+)
+def test_what_only_looks_like_one_is_not(tmp_path: Path, line: str) -> None:
+    write(tmp_path / "a.md", f"{line}\n")
+    assert architecture.path_violations(tmp_path, ["a.md"]) == []
+
+
+# --- one package alone ---
+
+
+def alone(present: str, absent: str) -> subprocess.CompletedProcess[str]:
+    script = str(ROOT / "integration_tests/check_alone.py")
+    return subprocess.run([sys.executable, "-I", script, present, absent], capture_output=True, text=True, check=False)
+
+
+def test_an_importable_sibling_is_found() -> None:
+    assert alone("json,email", "no_such_package").returncode == 0
+    done = alone("json", "no_such_package,email")
+    assert done.returncode == 1
+    assert "email can be imported beside json" in done.stderr
+    assert alone("no_such_package", "neither_this").returncode != 0
+
+
+# --- documentation ---
+
+
+def test_a_broken_link_is_found(tmp_path: Path) -> None:
+    write(tmp_path / "docs/other.md", "# One heading\n\n## Another: `code` (1)\n")
+    page = write(
+        tmp_path / "README.md",
+        "[good](docs/other.md) [good](docs/other.md#another-code-1) [good](#title) [out](https://example.org)\n"
+        "# Title\n```\n[not a link](nowhere.md)\n```\n`[nor this](nowhere.md)`\n"
+        "[bad](docs/missing.md)\n[bad](docs/other.md#two)\n[bad](#nowhere)\n[bad](../outside.md)\n\n"
+        "[bad]: docs/gone.md\n",
+    )
+    write(tmp_path.parent / "outside.md", "")
+    assert check.link_violations(tmp_path, [page]) == [
+        "README.md:7: the link docs/missing.md leads to no file",
+        "README.md:8: the link docs/other.md#two leads to no heading of other.md",
+        "README.md:9: the link #nowhere leads to no heading of README.md",
+        "README.md:10: the link ../outside.md leads to no file",
+        "README.md:12: the link docs/gone.md leads to no file",
+    ]
+
+
+def test_a_missing_docstring_is_found(tmp_path: Path) -> None:
+    write(
+        tmp_path / "src/pack/__init__.py",
+        '"""A package."""\nfrom pack.room import Base, Child, bare, said\n'
+        '__all__ = ["LIMIT", "Base", "Child", "bare", "gone", "said"]\nLIMIT = 3\n',
+    )
+    write(
+        tmp_path / "src/pack/room.py",
+        "class Base:\n"
+        '    """A class."""\n'
+        "    field: int = 0\n"
+        '    def law(self):\n        """Documented here."""\n'
+        "    def _private(self): ...\n"
+        "class Child(Base):\n"
+        '    """Another."""\n'
+        "    def law(self): ...\n"
+        "    def bare_method(self): ...\n"
+        "    @property\n    def bare_property(self): ...\n"
+        "def bare(): ...\n"
+        'def said():\n    """Said."""\n'
+        "def unlisted(): ...\n",
+    )
+    packages = check.load({"pack": tmp_path / "src"})
+    found = {line.split(": ")[-1] for line in check.docstring_violations(packages)}
+    assert found == {
+        "pack.room.bare has no docstring",
+        "pack.room.Child.bare_method has no docstring",
+        "pack.room.Child.bare_property has no docstring",
+        "pack.gone is in __all__ and does not exist",
+    }
+    assert check.reference_violations(packages, tmp_path) == [f"pack stands on no page of docs/{tmp_path.name}/"]
+    write(tmp_path / "pack.md", "# Reference\n\n::: pack\n")
+    assert check.reference_violations(packages, tmp_path) == []
+
+
+def test_docstrings_become_markdown() -> None:
+    docstrings = load("docs/docstrings.py")
+    text = "One :math:`a`.\n\n.. math::\n    x = y \\\\\n    z\n\nThen:\n\n    >>> f()\n    3\n\nLast.\n"
+    expected = (
+        "One `a`.\n\n```latex\nx = y \\\\\nz\n```\n\nThen:\n\n    ```pycon\n    >>> f()\n    3\n    ```\n\nLast.\n"
+    )
+    assert docstrings.to_markdown(text) == expected
+
+
+# --- the page of the demonstration ---
+
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c626001000000ffff03000006000557bfabd40000000049454e44ae426082"
+)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> dict[str, list]:
+    section = []
+    for label, accuracy in (("SE(2)", 0.9375), ("<none>", 0.5)):
+        folder = tmp_path / label.strip("<>")
+        folder.mkdir()
+        metrics = {
+            "accuracy": accuracy,
+            "loss": {"mean": 1.5, "standard_error": 0.25},
+            "by_angle": {"0": {"accuracy": 0.25, "count": 1200}, "90": {"accuracy": 0.125, "count": 7}},
+            "history": list(range(100)),
+            "rollout": {"error": 0.0625, "steps": 3},
+            "seed": 77,
+            "config": {"width": 88},
+            "versions": {"torch": "9.9.9"},
+        }
+        (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+        (folder / "plot_one.png").write_bytes(PIXEL)
+        (folder / "movie.gif").write_bytes(b"GIF89a")
+        section.append(demo.Run(demo.Job(label, "train --out {out}"), folder, 61.0))
+    return {"one": section}
+
+
+@pytest.fixture
+def page(runs: dict[str, list]) -> str:
+    section = demo.Section("one", "A title & more", "Some text.", (), demo.scalars)
+    return demo.build_report([section], runs)
+
+
+def test_the_page_refers_to_nothing_outside_it(page: str) -> None:
+    sources = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert len(sources) == 1 + 4  # the way to the section, and two figures of two runs
+    assert all(source.startswith(("#", "data:image/png;base64,", "data:image/gif;base64,")) for source in sources)
+    assert "http" not in page
+    assert "url(" not in page
+
+
+def test_the_page_shows_the_results(page: str) -> None:
+    for text in (
+        "A title &amp; more",
+        "&lt;none&gt;",
+        "<td>0.9375</td><td>0.5</td>",
+        "1.5 ± 0.2",
+        "100 values",
+        "9.9.9",
+    ):
+        assert text in page
+    assert "<none>" not in page
+    assert "<tr><td>90</td><td>0.125</td><td>7</td></tr>" in page  # dicts of one shape became one table
+    assert "1,200" in page
+    assert "1 min 01 s" in page
+    assert "SE(2): plot one" in page
+
+
+def test_the_summary_holds_results_only(runs: dict[str, list]) -> None:
+    columns, rows = demo.scalars({run.job.label: run.metrics for run in runs["one"]})
+    assert columns == ["", "SE(2)", "<none>"]
+    assert ["accuracy", 0.9375, 0.5] in rows
+    assert ["rollout: error", 0.0625, 0.0625] in rows
+    assert {row[0] for row in rows} == {"accuracy", "loss", "rollout: error", "rollout: steps"}
+
+
+def test_a_failing_job_ends_the_demonstration_without_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = Path(sys.executable).name
+    bad = demo.Section("one", "t", "t", (demo.Job("x", f"{program} -c raise\\ SystemExit(2)"),), demo.scalars)
+    monkeypatch.setattr(demo, "SECTIONS", (bad,))
+    with pytest.raises(SystemExit, match="exit code 2"):
+        demo.main(["--out", str(tmp_path)])
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_the_commands_of_the_demonstration_exist() -> None:
+    for section in demo.SECTIONS:
+        for job in section.jobs:
+            assert job.command.split()[0] in {"lieconv", "liederivative", "chnn"}
+            assert "--out {out}" in job.command

@@ -1,0 +1,338 @@
+"""Every check and every build of the monorepo, one nox session each; ``nox -l`` lists them.
+
+``nox`` alone runs lint, the tests of the four members and the integration tests. A session makes its own
+environment: the tests of a member see that member and the core, never a sibling, and prove it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tarfile
+import tempfile
+import tomllib
+import zipfile
+from dataclasses import dataclass
+from email import message_from_string
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"  # the first with `requires`
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["lint", "tests", "integration"]
+
+ROOT = Path(__file__).parent.resolve()
+DIST = ROOT / "dist"
+DATA = ROOT.parent / "shared" / "data"  # real data beside a checkout; absent in a public clone
+MINIMUM_COVERAGE = 85  # per cent of lines and branches, all four members together
+
+
+@dataclass(frozen=True)
+class Member:
+    """One distribution of this repository."""
+
+    name: str
+    """Import name, and the name of the session's parameter."""
+    folder: str
+    """Folder from the root."""
+    distribution: str
+    """Name under which pip knows it."""
+    use: str
+    """One line of Python that does something real with an installed copy."""
+
+
+CORE = Member(
+    "lie",
+    "shared/lie",
+    "lie-core",
+    "import lie, torch; G = lie.groups.SO3(); a = torch.tensor([0.1, 0.2, 3.0]); "
+    "torch.testing.assert_close(G.log(G.exp(a)), a); print('lie', lie.__version__)",
+)
+PACKAGES = (
+    Member(
+        "lieconv",
+        "packages/lieconv",
+        "lieconv",
+        "import lieconv, torch; from lie.groups import SE2; "
+        "layer = lieconv.LieConv(1, 4, group=SE2(), num_neighbors=8); "
+        "y = layer(torch.randn(2, 16, 2), torch.randn(2, 16, 1), torch.ones(2, 16, dtype=torch.bool)); "
+        "assert y.isfinite().all() and y.shape[-1] == 4; print('lieconv', tuple(y.shape))",
+    ),
+    Member(
+        "liederivative",
+        "packages/liederivative",
+        "liederivative",
+        "import liederivative, torch; model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)); "
+        "d = liederivative.lie_derivative(model, torch.rand(2, 3, 8, 8), 'rotate'); "
+        "assert d.shape == (2, 5) and d.isfinite().all(); print('liederivative', tuple(d.shape))",
+    ),
+    Member(
+        "chnn",
+        "packages/chnn",
+        "chnn",
+        "import chnn.systems, torch; system = chnn.systems.ChainPendulum(links=2); "
+        "z0 = system.sample(1, generator=torch.Generator().manual_seed(0)); "
+        "z = system.simulate(z0, torch.linspace(0, 0.5, 6)); e = system.energy(z); "
+        "assert z.shape == (1, 6, 2, 2, 2) and (e - e[:, :1]).abs().max() < 1e-4; print('chnn', tuple(z.shape))",
+    ),
+)
+MEMBERS = (CORE, *PACKAGES)
+
+each_member = nox.parametrize("member", [nox.param(member, id=member.name) for member in MEMBERS])
+
+# --- checks that `nox` alone runs ---
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff's rules and format; imports point down only; one version per name in the lock; no local paths."""
+    session.install(*locked("ruff"))
+    session.run("ruff", "check", *session.posargs, ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("python", "integration_tests/check_architecture.py")
+
+
+@nox.session
+@each_member
+def tests(session: nox.Session, member: Member) -> None:
+    """The tests of one member, in an environment that holds it and the core only."""
+    install_editable(session, member)
+    assert_alone(session, member)
+    session.run("pytest", f"{member.folder}/tests", *session.posargs, env=data_environment())
+
+
+@nox.session
+def integration(session: nox.Session) -> None:
+    """What crosses between the packages, the README's examples, and the tools of this repository."""
+    install_editable(session, *MEMBERS)
+    session.install(*locked("griffelib"))
+    session.run("pytest", "integration_tests", *session.posargs, env=data_environment())
+
+
+# --- checks on request ---
+
+
+@nox.session(default=False)
+def typecheck(session: nox.Session) -> None:
+    """Pyright over the sources of all members, the tools and this file."""
+    install_editable(session, *MEMBERS)
+    session.install(*locked("pyright", "nox", "uv", "griffelib"), "pyright[nodejs]")
+    session.run("pyright", *session.posargs)
+
+
+@nox.session(default=False)
+def coverage(session: nox.Session) -> None:
+    """All tests in one environment under coverage; fails below the threshold."""
+    install_editable(session, *MEMBERS)
+    session.install(*locked("coverage", "griffelib"))
+    session.run("coverage", "erase")
+    folders = [f"{member.folder}/tests" for member in MEMBERS]
+    session.run(
+        "coverage", "run", "-m", "pytest", *folders, "integration_tests", *session.posargs, env=data_environment()
+    )
+    session.run("coverage", "combine", "--quiet")
+    session.run("coverage", "report", f"--fail-under={MINIMUM_COVERAGE}")
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """Build the site strictly into ``site/``: a broken link or an undocumented public name fails."""
+    session.install(*locked("zensical", "mkdocstrings-python", "griffelib"))
+    session.run("python", "docs/check.py")
+    session.run("zensical", "build", "--clean", "--strict")
+
+
+@nox.session(default=False)
+@each_member
+def bench(session: nox.Session, member: Member) -> None:
+    """The benchmarks of one member, each against a baseline in the same run."""
+    install_editable(session, member)
+    # One thread, unless asked otherwise: ratios then depend neither on the machine's cores nor on what else runs.
+    environment = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    folder = f"{member.folder}/benchmarks"
+    session.run("pytest", folder, "-s", "--benchmark-columns=min,median,rounds", *session.posargs, env=environment)
+
+
+@nox.session(default=False)
+def demo(session: nox.Session) -> None:
+    """The main job of each package in a small setting, from nothing to ``demo/report.html``."""
+    install_editable(session, *MEMBERS)
+    session.run("python", "integration_tests/demo.py", *session.posargs)
+
+
+# --- building and installing ---
+
+
+@nox.session(default=False)
+def build(session: nox.Session) -> None:
+    """Four sdists and, from each sdist alone, its wheel, in ``dist/``; their metadata is checked."""
+    uses_uv = session.venv_backend == "uv"
+    session.install(f"build[{'uv' if uses_uv else 'virtualenv'}]")
+    installer = ["--installer", "uv"] if uses_uv else []
+    shutil.rmtree(DIST, ignore_errors=True)
+    # Outside the tree: nothing that lies around a member can slip into its distribution, or be missed.
+    with tempfile.TemporaryDirectory() as stage:
+        for member in MEMBERS:
+            source = Path(stage) / member.name
+            stage_member(member, source)
+            # Without --sdist or --wheel, build makes the sdist and then the wheel from the unpacked sdist, each in
+            # an isolated environment: the wheel is the proof that the sdist rebuilds alone.
+            session.run("python", "-m", "build", *installer, "--outdir", str(DIST), str(source), silent=True)
+            check_distribution(session, member, source)
+
+
+@nox.session(default=False, reuse_venv=False, requires=["build"])
+@each_member
+def install_check(session: nox.Session, member: Member) -> None:
+    """Install one wheel alone in a clean environment, run its command and one line of use."""
+    session.install("--find-links", str(DIST), str(wheel_of(member)))
+    check_installed(session, member)
+
+
+@nox.session(default=False, reuse_venv=False, venv_backend="venv")
+@each_member
+def pip_install(session: nox.Session, member: Member) -> None:
+    """Plain pip from a fresh clone: by folder, and by ``git+file://...#subdirectory=``; each brings the core."""
+    with tempfile.TemporaryDirectory() as folder:
+        clone = Path(folder).resolve() / "clone"
+        snapshot(session, clone)
+        install_third_party(session, member, clone)
+        for requirement in (f"{clone}/{member.folder}", f"git+{clone.as_uri()}#subdirectory={member.folder}"):
+            session.run("python", "-m", "pip", "install", "--quiet", requirement)
+            check_installed(session, member)
+            session.run("python", "-m", "pip", "uninstall", "--quiet", "--yes", *own_names(member))
+
+
+# --- helpers ---
+
+
+def locked(*names: str) -> list[str]:
+    """Requirements that pin ``names`` as ``poetry.lock`` does, so that a tool's release breaks no build."""
+    lock = tomllib.loads((ROOT / "poetry.lock").read_text(encoding="utf-8"))
+    versions = {package["name"]: package["version"] for package in lock["package"]}
+    return [f"{name}=={versions[name]}" for name in names]
+
+
+def install_editable(session: nox.Session, *members: Member) -> None:
+    """Install ``members`` with their test extras and the core, editable.
+
+    The first install resolves what each member brings, the core included; the second only points the
+    members' own names at the working tree, so that an edit is seen without another install.
+    """
+    session.install(*(f"./{member.folder}[test]" for member in members))
+    own = dict.fromkeys((CORE, *members))
+    session.install("--no-deps", *(argument for member in own for argument in ("-e", f"./{member.folder}")))
+
+
+def data_environment() -> dict[str, str]:
+    """``LIE_TEST_DATA`` where the real data lies beside the checkout and nothing else was asked for."""
+    return {"LIE_TEST_DATA": str(DATA)} if DATA.is_dir() and "LIE_TEST_DATA" not in os.environ else {}
+
+
+def assert_alone(session: nox.Session, member: Member) -> None:
+    """Import ``member`` and the core; fail if a sibling can be imported too."""
+    present = dict.fromkeys((CORE.name, member.name))
+    absent = [other.name for other in MEMBERS if other.name not in present]
+    session.run("python", "-I", str(ROOT / "integration_tests/check_alone.py"), ",".join(present), ",".join(absent))
+
+
+def check_installed(session: nox.Session, member: Member) -> None:
+    """``member`` is alone, its command answers ``--help``, and its one line of use works; all away from the tree."""
+    with tempfile.TemporaryDirectory() as folder, session.chdir(folder):
+        assert_alone(session, member)
+        if member is not CORE:
+            session.run(member.name, "--help", silent=True)  # shown if it fails
+        session.run("python", "-I", "-c", member.use)
+
+
+def own_names(member: Member) -> list[str]:
+    """The distributions that ``member`` brings from this repository."""
+    return list(dict.fromkeys((CORE.distribution, member.distribution)))
+
+
+def core_pin() -> str:
+    """The range of core releases that this tree works with, such as ``>=0.1,<0.2``."""
+    project = tomllib.loads((ROOT / CORE.folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    major, minor = project["version"].split(".")[:2]
+    return f">={major}.{minor},<{major}.{int(minor) + 1}"
+
+
+def stage_member(member: Member, target: Path) -> None:
+    """Copy ``member`` to ``target`` with the licence, and with the core's release in place of its path."""
+    shutil.copytree(ROOT / member.folder, target, ignore=shutil.ignore_patterns("__pycache__", "dist", ".*"))
+    shutil.copy(ROOT / "LICENSE", target)
+    if member is CORE:
+        return
+    manifest = target / "pyproject.toml"
+    text = manifest.read_text(encoding="utf-8")
+    text, count = re.subn(r"(?m)^lie-core = \{ *path.*$", f'lie-core = "{core_pin()}"', text)
+    if count != 1:
+        raise ValueError(f"expected one line 'lie-core = {{ path = ... }}' in {member.folder}, got {count}")
+    manifest.write_text(text, encoding="utf-8")
+
+
+def wheel_of(member: Member) -> Path:
+    """The one wheel of ``member`` in ``dist/``."""
+    (wheel,) = DIST.glob(f"{member.distribution.replace('-', '_')}-*.whl")
+    return wheel
+
+
+def check_distribution(session: nox.Session, member: Member, staged: Path) -> None:
+    """Fail unless the wheel holds every staged source file and both archives pin the core's release."""
+    wheel = wheel_of(member)
+    sdist = DIST / wheel.name.replace("-py3-none-any.whl", ".tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        held = set(archive.namelist())
+        (name,) = (name for name in held if name.endswith(".dist-info/METADATA"))
+        metadata = {wheel.name: archive.read(name).decode()}
+    with tarfile.open(sdist) as archive:
+        information = archive.extractfile(f"{sdist.name.removesuffix('.tar.gz')}/PKG-INFO")
+        metadata[sdist.name] = information.read().decode() if information else ""
+    source = staged / "src"
+    files = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.suffix in {".py", ".typed"}}
+    if missing := sorted(files - held):
+        session.error(f"{wheel.name} lacks {missing}")
+    if not any(name.endswith("LICENSE") for name in held):
+        session.error(f"{wheel.name} lacks the LICENSE")
+    wanted = [] if member is CORE else [CORE.distribution + core_pin()]
+    for name, text in metadata.items():
+        requirements = message_from_string(text).get_all("Requires-Dist") or []
+        pins = [re.sub(r"[\s()]", "", line) for line in requirements if line.startswith(CORE.distribution)]
+        if "file:" in text or not text or pins != wanted:
+            session.error(f"expected {wanted} and no 'file:' in the metadata of {name}, got {pins}")
+    session.log(
+        f"{wheel.name} and {sdist.name}: {len(files)} source files, {', '.join(wanted) or 'no member'} required"
+    )
+
+
+def snapshot(session: nox.Session, clone: Path) -> None:
+    """Make ``clone`` a git repository with one commit that holds this working tree as it would be committed."""
+    command = ("git", "ls-files", "--cached", "--others", "--exclude-standard")
+    listed = session.run(*command, external=True, silent=True, log=False)
+    for name in str(listed).splitlines():
+        if (ROOT / name).is_file():  # a file deleted and not yet committed is still listed
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    author = ("-c", "user.name=nox", "-c", "user.email=nox@example.org")
+    for arguments in (("init", "--quiet"), ("add", "--all"), (*author, "commit", "--quiet", "--message", "snapshot")):
+        session.run("git", "-C", str(clone), *arguments, external=True, log=False)
+
+
+def install_third_party(session: nox.Session, member: Member, clone: Path) -> None:
+    """Fill the session's environment with what ``member`` needs from others, by uv where it is there.
+
+    What is left to pip is what the session tests: to build the member and the core, and to resolve them.
+    """
+    folder = f"{clone}/{member.folder}"
+    python = str(Path(session.bin) / ("python.exe" if sys.platform == "win32" else "python"))
+    try:
+        from uv import find_uv_bin
+
+        session.run(find_uv_bin(), "pip", "install", "--quiet", "--python", python, folder, external=True)
+    except (ImportError, FileNotFoundError):
+        session.run(python, "-m", "pip", "install", "--quiet", folder)
+    session.run(python, "-m", "pip", "uninstall", "--quiet", "--yes", *own_names(member))

@@ -1,0 +1,157 @@
+"""The commands from end to end in tiny settings, resuming, and every kind of bad input."""
+
+from __future__ import annotations
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+import torch
+from chnn.cli import main
+from PIL import Image
+
+TINY = ["--trajectories", "8", "--test-trajectories", "3", "--horizon", "0.3", "--steps", "6", "--batch-size", "4",
+        "--hidden", "8"]  # fmt: skip
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def fails(capsys, *argv) -> str:
+    capsys.readouterr()
+    assert main([str(a) for a in argv]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize("system", [["chain-pendulum", "--links", "3"], ["coupled-pendulum", "--bobs", "2"]])
+def test_simulate(tmp_path, system, capsys):
+    out = tmp_path / "deep" / "run"
+    assert main(["simulate", *system, "--trajectories", "2", "--horizon", "0.3", "--out", str(out)]) == 0
+    assert "relative energy drift" in capsys.readouterr().out
+    result = metrics(out)
+    assert result["energy_drift_max"] < 1e-9 and result["position_violation_max"] < 1e-14
+    assert result["seed"] == 0 and "torch" in result["versions"] and result["parameters"]["gravity"] == 9.81
+    with np.load(out / "trajectories.npz", allow_pickle=False) as file:
+        assert file["z"].shape[:3] == (2, len(file["t"]), 2) and file["z"].dtype == np.float64
+    assert Image.open(out / "animation.gif").n_frames > 3
+    assert sorted(path.name for path in out.iterdir()) == ["animation.gif", "metrics.json", "trajectories.npz"]
+    assert main(["animate", str(out), "--trajectory", "1", "--out", str(tmp_path / "animation")]) == 0
+    assert Image.open(tmp_path / "animation" / "animation.gif").n_frames > 3
+
+
+@pytest.mark.parametrize("model", ["chnn", "clnn", "hnn"])
+def test_train_and_evaluate_bit_for_bit(tmp_path, model):
+    out = tmp_path / "run"
+    assert main(["train", "chain-pendulum", "--links", "2", "--model", model, *TINY, "--out", str(out)]) == 0
+    assert main(["evaluate", str(out)]) == 0
+    first, again = metrics(out), metrics(out / "evaluation")
+    for key in ("rollout_error", "rollout_error_median", "energy_error", "constraint_violation", "curves"):
+        assert first[key] == again[key]
+    assert (out / "errors.png").stat().st_size > 1000
+    assert [json.loads(line)["step"] for line in (out / "train.jsonl").read_text().splitlines()] == [6]
+    if model == "chnn":
+        assert main(["animate", str(out)]) == 0
+
+
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
+    # `import chnn.training.train as ...` would give the function of that name.
+    module = importlib.import_module("chnn.training.train")
+
+    monkeypatch.setattr(module, "CHECKPOINT_EVERY", 2)
+    command = ["train", "chain-pendulum", "--links", "1", *TINY]
+    assert main([*command, "--out", str(tmp_path / "whole")]) == 0
+    save, calls = module.save_checkpoint, []
+
+    def interrupt(*args):
+        save(*args)
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "save_checkpoint", interrupt)
+    assert main([*command, "--out", str(tmp_path / "cut")]) == 130
+    assert "--resume" in capsys.readouterr().err
+    assert "not finished" in fails(capsys, "evaluate", tmp_path / "cut")
+    monkeypatch.setattr(module, "save_checkpoint", save)
+    assert main(["train", "--resume", str(tmp_path / "cut")]) == 0
+    whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
+    assert metrics(tmp_path / "whole")["rollout_error"] == metrics(tmp_path / "cut")["rollout_error"]
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
+    out = tmp_path / "out"
+    cases = [
+        (["simulate", "chain-pendulm", "--out", out], "did you mean 'chain-pendulum'"),
+        (["train", "chain-pendulum", "--model", "hmm", "--out", out], "did you mean"),
+        (["simulate", "chain-pendulum", "--links", "0", "--out", out], "at least one link"),
+        (["simulate", "chain-pendulum", "--bobs", "3", "--out", out], "no parameter --bobs; it has --links"),
+        (["simulate", "chain-pendulum", "--masses", "1", "-2", "--out", out], "got -2 for body 1"),
+        (["simulate", "chain-pendulum", "--dt", "-1", "--out", out], "--dt"),
+        (["simulate", "chain-pendulum", "--rtol", "0", "--out", out], "between 0 and 1"),
+        (["simulate", "chain-pendulum", "--trajectories", "0", "--out", out], "at least one initial state"),
+        (["simulate", "chain-pendulum", "--seed", "-1", "--out", out], "--seed"),
+        (["simulate", "chain-pendulum", "--device", "toaster", "--out", out], "toaster"),
+        (["train", "coupled-pendulum", "--model", "hnn", "--out", out], "no angles for --model hnn"),
+        (["train", "chain-pendulum"], "--out DIR"),
+        (["train", "chain-pendulum", "--steps", "0", "--out", out], "--steps of at least 1"),
+        (["train", "chain-pendulum", "--chunk", "1", "--out", out], "--chunk between 2 and"),
+        (["train", "chain-pendulum", "--dtype", "half", "--out", out], "float32 or float64"),
+        (["train", "chain-pendulum", "--learning-rate", "nan", "--out", out], "--learning-rate"),
+        (["evaluate", tmp_path / "none"], "does not exist"),
+        (["animate", tmp_path / "none"], "does not exist"),
+        (["trian"], "did you mean 'train'"),
+    ]
+    for argv, message in cases:
+        assert message in fails(capsys, *argv), argv
+        assert not out.exists(), argv
+    (tmp_path / "file").write_text("x")
+    assert "cannot write" in fails(capsys, "simulate", "chain-pendulum", "--out", tmp_path / "file" / "run")
+
+
+def test_broken_runs_are_one_line(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["train", "chain-pendulum", "--links", "1", *TINY, "--out", str(run)]) == 0
+    assert "already holds a run" in fails(capsys, "train", "chain-pendulum", *TINY, "--out", run)
+    weights = run / "model.safetensors"
+    good = weights.read_bytes()
+    for content, message in [(good[:-8], "not a whole safetensors"), (b"text", "not a whole safetensors")]:
+        weights.write_bytes(content)
+        assert message in fails(capsys, "evaluate", run)
+    from safetensors.torch import save_file
+
+    save_file({"other": torch.zeros(2)}, weights)
+    assert "do not fit CHNN" in fails(capsys, "evaluate", run)
+    weights.unlink()
+    assert "not finished" in fails(capsys, "evaluate", run)
+    (run / "checkpoint.safetensors").write_bytes(good)
+    assert "another program" in fails(capsys, "train", "--resume", run)
+    (run / "config.json").write_text('{"config": {"a": 1}}')
+    assert "not of a chnn training run" in fails(capsys, "evaluate", run)
+    (run / "config.json").write_text("{")
+    assert "as JSON" in fails(capsys, "evaluate", run)
+    simulation = tmp_path / "simulation"
+    arguments = ["--horizon", "0.1", "--trajectories", "1", "--no-animation", "--out", str(simulation)]
+    assert main(["simulate", "chain-pendulum", *arguments]) in (0, 2)
+
+
+@pytest.mark.parametrize("command", [[], ["simulate"], ["train"], ["evaluate"], ["animate"]])
+def test_help_teaches(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    assert "Example: chnn" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_chnn_beats_hnn_on_the_same_data_and_budget(tmp_path):
+    errors = {}
+    for model in ("chnn", "hnn"):
+        assert main(["train", "chain-pendulum", "--links", "2", "--model", model, "--steps", "1000", "--out",
+                     str(tmp_path / model)]) == 0  # fmt: skip
+        errors[model] = metrics(tmp_path / model)["rollout_error"]
+    assert errors["hnn"] > 3 * errors["chnn"]

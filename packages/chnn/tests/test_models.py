@@ -1,0 +1,119 @@
+"""With the true masses and potential the models are the true dynamics; learnt energies are kept."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from chnn.models import CHNN, CLNN, HNN, MLPPotential
+from chnn.models.potential import potential_gradient
+from chnn.systems import ChainPendulum, CoupledPendulum
+from lie.run import UserError
+from torch import nn
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class TruePotential(nn.Module):
+    """A potential from outside, without a ``gradient`` of its own."""
+
+    def __init__(self, system):
+        super().__init__()
+        self.system = system
+
+    def forward(self, x):
+        return self.system.potential(x)
+
+
+@pytest.mark.parametrize("system", [ChainPendulum(3, masses=[1.0, 2.0, 0.5]), CoupledPendulum(2, masses=[1.0, 3.0])],
+                         ids=lambda s: s.name)  # fmt: skip
+@pytest.mark.parametrize("model_class", [CHNN, CLNN])
+def test_true_ingredients_give_true_motion(system, model_class):
+    model = model_class(system.constraints_on_points, potential=TruePotential(system)).double()
+    model.log_mass.data = system.masses.log()
+    z = system.sample(5, generator=generator())
+    field = model.field(model.encode(z))
+    rate = model.decode(field)  # encode and decode are linear
+    torch.testing.assert_close(rate, system.field(z), rtol=1e-9, atol=1e-9)
+    t = torch.linspace(0, 0.5, 6, dtype=torch.float64)
+    torch.testing.assert_close(model.rollout(z, t, rtol=1e-10, atol=1e-12), system.simulate(z, t, 1e-12),
+                               rtol=0, atol=1e-6)  # fmt: skip
+    torch.testing.assert_close(model.energy(z), system.energy(z))
+
+
+@pytest.mark.parametrize("name", ["chnn", "clnn", "hnn"])
+def test_learnt_energy_and_constraints_are_kept(name):
+    system = ChainPendulum(2, lengths=[1.0, 0.6])
+    torch.manual_seed(0)
+    model = {"chnn": lambda: CHNN(system.constraints_on_points, hidden=16),
+             "clnn": lambda: CLNN(system.constraints_on_points, hidden=16),
+             "hnn": lambda: HNN(system, hidden=16)}[name]().double()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, dtype=torch.float64)
+    z0 = system.sample(4, generator=generator())
+    torch.testing.assert_close(model.decode(model.encode(z0)), z0, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        z = model.rollout(z0, torch.linspace(0, 1, 5, dtype=torch.float64), rtol=1e-10, atol=1e-12)
+    energy = model.energy(z)
+    assert (energy - energy[:, :1]).abs().max() <= 1e-7 * energy.abs().max()  # rtol 1e-10 over a few hundred steps
+    assert system.constraints(z).abs().max() <= 1e-7
+    assert (z[:, -1] - z0).abs().max() > 0.1  # it did move
+
+
+def test_the_written_gradient_is_autograds():
+    potential = MLPPotential(3, 2, hidden=16).double()
+    x = torch.randn(4, 5, 3, 2, dtype=torch.float64, requires_grad=True, generator=generator())
+    (expected,) = torch.autograd.grad(potential(x).sum(), x)
+    torch.testing.assert_close(potential.gradient(x), expected, rtol=1e-12, atol=1e-14)
+    wrapped = nn.Sequential(nn.Flatten(-2), nn.Linear(6, 4, dtype=torch.float64), nn.Tanh(), nn.Flatten(-1))
+
+    class Foreign(nn.Module):
+        def forward(self, y):
+            return wrapped(y).sum(-1)
+
+    with torch.no_grad():
+        plain = potential_gradient(Foreign(), x.detach())
+    assert not plain.requires_grad
+    (expected,) = torch.autograd.grad(Foreign()(x).sum(), x)
+    torch.testing.assert_close(plain, expected)
+
+
+@pytest.mark.parametrize("name", ["chnn", "clnn", "hnn"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gradients_reach_every_parameter_and_are_right(name, dtype):
+    system = ChainPendulum(2)
+    torch.manual_seed(0)
+    model = {"chnn": lambda: CHNN(system.constraints_on_points, hidden=8), "clnn": lambda: CLNN(
+        system.constraints_on_points, hidden=8), "hnn": lambda: HNN(system, hidden=8)}[name]().to(dtype)  # fmt: skip
+    z = system.sample(3, generator=generator()).to(dtype)
+
+    def loss():
+        return model.rk4_rollout(z, 0.05, 2).square().mean()
+
+    loss().backward()
+    for parameter_name, parameter in model.named_parameters():
+        if name == "hnn" and parameter_name == "potential.6.bias":
+            continue  # a constant in V moves nothing
+        assert parameter.grad is not None and parameter.grad.dtype == dtype
+        assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().max() > 0, parameter_name
+    if dtype == torch.float64:
+        parameter = next(model.parameters())
+        index, h = (0,) * parameter.ndim, 1e-6
+        gradient = float(parameter.grad[index])
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter[index] += sign * h
+            values.append(float(loss()))
+            with torch.no_grad():
+                parameter[index] -= sign * h
+        assert math.isclose(gradient, (values[0] - values[1]) / (2 * h), rel_tol=1e-5, abs_tol=1e-9)
+
+
+def test_errors():
+    with pytest.raises(UserError, match=r"shape \(B, 2, n, d\)"):
+        CHNN(ChainPendulum(2).constraints_on_points).rollout(torch.zeros(2, 2, 2), torch.linspace(0, 1, 2))

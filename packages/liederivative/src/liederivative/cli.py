@@ -1,0 +1,263 @@
+"""The command ``liederivative``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+from lie.run import (
+    UserError,
+    output_directory,
+    print_table,
+    provenance,
+    read_json,
+    resolve_device,
+    run_command,
+    unknown_name,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from liederivative.actions import Generator
+    from liederivative.images import Photograph
+    from liederivative.zoo import ZooModel
+
+_FREE = ("device", "batch_size", "tangents_per_pass")
+"""settings that change how fast a result comes, not the result: a resumed run may choose them anew"""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Measure how far timm models are from invariance, under ten generators, on photographs.
+
+    Example: liederivative measure resnet18 vit_tiny_patch16_224 --images sample --out runs/measure
+
+    Prints a table and writes metrics.json, lee.png and one file a model to --out.
+    """
+
+    models: tyro.conf.Positional[tuple[str, ...]] = ()
+    """names in timm, with or without a tag: resnet18, convnext_atto.d2_in1k"""
+    images: str = "sample"
+    """'sample', the photographs inside scikit-learn and scikit-image, or a folder of images"""
+    limit: int | None = None
+    """use the first so many images"""
+    generators: tuple[str, ...] = ()
+    """names of generators; all ten by default: translate_x translate_y rotate shear_x shear_y stretch_x
+    stretch_y hyperbolic scale saturate"""
+    pretrained: bool = False
+    """use timm's weights, from its cache or the network; random ones otherwise"""
+    checkpoint: str | None = None
+    """use the weights in this file for the one model given: .safetensors, or a PyTorch file of plain tensors"""
+    num_classes: int | None = None
+    """size of the classifier, where the checkpoint's is not the model's usual one"""
+    image_size: int | None = None
+    """resolution in pixels, where it is not the model's own"""
+    logits: bool = False
+    """measure the outputs as they are; softmax probabilities otherwise, as in the paper"""
+    dtype: str = "float32"
+    """float32 or float64"""
+    batch_size: int = 4
+    """images at once"""
+    tangents_per_pass: int = 7
+    """tangents at once, 1 to 7; fewer take less memory and more time"""
+    seed: int = 0
+    """of random weights"""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto: the accelerator if there is one"""
+    out: str = "runs/measure"
+    """folder for the results, made if absent"""
+    resume: str | None = None
+    """go on with the interrupted run in this folder, with its settings: models already measured are kept"""
+
+    def run(self) -> None:
+        """Check everything given, then measure model after model, then write and show the results."""
+        settings = self if self.resume is None else self._resumed(self.resume)
+        with warnings.catch_warnings():
+            # Of timm's and torch's own insides; nothing that a user could act on.
+            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            settings._measure()
+
+    def _measure(self) -> None:
+        import torch
+
+        from liederivative.actions import GENERATORS, resolve_generators
+        from liederivative.images import load_photographs
+        from liederivative.measurement import DEFINITIONS
+        from liederivative.plots import plot_errors
+        from liederivative.zoo import check_model_names
+
+        check_model_names(self.models, pretrained=self.pretrained)
+        generators = resolve_generators(self.generators or tuple(GENERATORS))
+        dtypes = {"float32": torch.float32, "float64": torch.float64}
+        if self.dtype not in dtypes:
+            raise unknown_name("dtype", self.dtype, dtypes)
+        if min(self.batch_size, self.tangents_per_pass) < 1:
+            raise UserError("expected --batch-size and --tangents-per-pass of at least 1")
+        if self.checkpoint is not None and len(self.models) > 1:
+            raise UserError(f"expected one model with --checkpoint, got {len(self.models)}: {', '.join(self.models)}")
+        if self.checkpoint is not None and not Path(self.checkpoint).is_file():
+            raise UserError(f"no checkpoint at {self.checkpoint}: the file does not exist")
+        device = resolve_device(self.device)
+        photographs = load_photographs(self.images, self.limit)
+
+        with output_directory(self.out) as out:
+            records = self._records(out, photographs, generators, device, dtypes[self.dtype])
+            quantity = "outputs" if self.logits else "softmax probabilities"
+            metrics = {
+                "command": "measure",
+                "configuration": asdict(replace(self, resume=None)),
+                "versions": provenance("liederivative", "timm", "scikit-learn", "scikit-image", "pillow"),
+                "seed": self.seed,
+                "device": str(device),
+                "quantity": quantity,
+                "definitions": DEFINITIONS,
+                "images": [{"name": photo.name, "sha256": photo.sha256} for photo in photographs],
+                "models": records,
+            }
+            plot_errors(out / "lee.png", records, quantity)
+            write_json(out / "metrics.json", metrics)
+            _show(records, quantity, len(photographs))
+            print(f"results in {out}: metrics.json, lee.png")
+
+    def _records(
+        self,
+        out: Path,
+        photographs: Sequence[Photograph],
+        generators: Sequence[Generator],
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> dict[str, Any]:
+        """One record a model, each written to ``out/models`` as soon as it is there."""
+        from tqdm import tqdm
+
+        from liederivative.measurement import fingerprint, measure_model
+        from liederivative.zoo import load_model
+
+        def load(name: str) -> ZooModel:
+            return load_model(
+                name,
+                seed=self.seed,
+                pretrained=self.pretrained,
+                checkpoint=self.checkpoint,
+                num_classes=self.num_classes,
+                image_size=self.image_size,
+            )
+
+        configuration = asdict(replace(self, resume=None))
+        decisive = {key: value for key, value in configuration.items() if key not in (*_FREE, "models", "out")}
+        stamp = fingerprint(decisive, photographs, self.checkpoint)
+        folder = out / "models"
+        records: dict[str, Any] = {}
+        if self.resume is not None:
+            records = {name: found for name in self.models if (found := _kept(folder / f"{name}.json", stamp))}
+            print(f"measured before, kept: {', '.join(records) or 'none'}", file=sys.stderr)
+        models = {name: load(name) for name in self.models[:1] if name not in records}  # wrong weights show here
+        for stale in (out / "metrics.json", out / "lee.png"):  # of an earlier run in this folder
+            stale.unlink(missing_ok=True)
+        write_json(out / "config.json", configuration)
+        folder.mkdir(exist_ok=True)
+        try:
+            for name in self.models:
+                if name in records:
+                    continue
+                with tqdm(total=len(photographs), desc=name, unit="image") as bar:
+                    record = measure_model(
+                        models.pop(name, None) or load(name),
+                        photographs,
+                        generators,
+                        probabilities=not self.logits,
+                        batch_size=self.batch_size,
+                        tangents_per_pass=self.tangents_per_pass,
+                        device=device,
+                        dtype=dtype,
+                        progress=bar.update,
+                    )
+                write_json(folder / f"{name}.json", {"fingerprint": stamp, "result": record})
+                records[name] = record
+        except UserError:
+            if not records and not any(folder.iterdir()):  # nothing to go on with
+                folder.rmdir()
+                (out / "config.json").unlink()
+            raise
+        return {name: records[name] for name in self.models}
+
+    def _resumed(self, folder: str) -> Measure:
+        """The settings of the run in ``folder``; those given beside --resume must agree with them."""
+        stored = read_json(Path(folder) / "config.json")
+        known = {field.name for field in fields(self)}
+        if not isinstance(stored, dict) or stored.keys() != known:
+            raise UserError(
+                f"{folder}/config.json is not that of a measure run; give the --out of the run to go on with"
+            )
+        before: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
+        }
+        before |= {"out": folder, "resume": folder}
+        default = Measure()
+        for name in sorted(known):
+            given = getattr(self, name)
+            if given == getattr(default, name):
+                continue
+            if name in _FREE:
+                before[name] = given
+            elif given != before[name]:
+                raise UserError(
+                    f"{folder} was run with {name}={before[name]!r}, got {given!r}; "
+                    "give --resume alone, or start a new run with another --out"
+                )
+        return Measure(**before)
+
+
+def _kept(path: Path, stamp: str) -> dict[str, Any] | None:
+    """The result in a model's file, if it was measured with the same settings, images and weights."""
+    if not path.exists():
+        return None
+    record = read_json(path)
+    return record["result"] if isinstance(record, dict) and record.get("fingerprint") == stamp else None
+
+
+def _show(records: Mapping[str, Any], quantity: str, num_images: int) -> None:
+    """Both tables, and a word where the numbers need one."""
+    for measure, title in (("mean_absolute", "mean |L f|"), ("mean_squared", "mean |L f|^2 (LEE)")):
+        rows = [
+            [name, *(_cell(record["generators"][name][measure]) for record in records.values())]
+            for name in next(iter(records.values()))["generators"]
+        ]
+        print_table(
+            f"{title} of the {quantity}, ± standard error over {num_images} images", ["generator", *records], rows
+        )
+    for name, record in records.items():
+        weights = record["weights"]
+        print(f"{name}: {weights['kind']} weights ({weights['source']}), {record['method']}, {record['seconds']} s")
+        if all(errors["mean_absolute"]["mean"] == 0 for errors in record["generators"].values()):
+            print(f"{name}: every derivative is exactly zero, as of a head that was initialised to zero")
+    if any(record["weights"]["kind"] == "random" for record in records.values()):
+        print("Random weights: these numbers say nothing about trained models; see --pretrained and --checkpoint.")
+
+
+def _cell(number: Mapping[str, Any]) -> str:
+    error = number["standard_error"]
+    return f"{number['mean']:.3g}" + ("" if error is None else f" ± {error:.1g}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return run_command(
+        "liederivative",
+        "How equivariant is a trained network? Lie derivatives of any timm model. "
+        "Example: liederivative measure resnet18 vit_tiny_patch16_224 --images sample",
+        {"measure": Measure},
+        argv,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""A model held in evaluation mode, and left exactly as it was."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+def module_of(model: Callable[..., Any]) -> nn.Module | None:
+    """The module behind ``model``: itself, or the owner of a bound method such as ``net.forward_features``."""
+    while isinstance(model, functools.partial):
+        model = model.func
+    if isinstance(model, nn.Module):
+        return model
+    owner = getattr(model, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
+
+
+@contextmanager
+def evaluation_mode(model: Callable[..., Any]) -> Iterator[None]:
+    """Hold every submodule of ``model`` in evaluation mode; each training flag comes back, also after an error.
+
+    Dropout and stochastic depth are then off, and batch normalisation uses and keeps its running statistics.
+    The flags are set directly: ``eval`` and ``train`` may be overridden with lasting effects. A model hidden
+    in a plain function cannot be seen; its author calls ``eval`` on it.
+    """
+    module = module_of(model)
+    flags = [(part, part.training) for part in module.modules()] if module is not None else []
+    try:
+        for part, _ in flags:
+            part.training = False
+        yield
+    finally:
+        for part, training in flags:
+            part.training = training

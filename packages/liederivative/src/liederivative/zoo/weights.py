@@ -1,0 +1,104 @@
+"""Weights from local files, and a checksum of the weights a model ends up with.
+
+Nothing is unpickled into live objects: safetensors, or ``torch.load(weights_only=True)``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from lie.run import UserError, load_weights
+from torch import Tensor, nn
+
+_CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
+"""keys under which training scripts keep the state beside epochs and optimisers"""
+
+
+def load_checkpoint_file(path: str | Path, model: nn.Module) -> None:
+    """Load the weights in ``path`` (.safetensors, else a PyTorch file) into ``model``.
+
+    PyTorch files may hold the state dict itself or hold it under a usual key, with or without the
+    ``module.`` prefix of data-parallel training.
+
+    Raises:
+        UserError: if the file is missing, truncated or foreign, or a name or shape does not fit the model,
+            which is then unchanged.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        load_weights(path, model)
+        return
+    _fit(path, read_torch_state(path), model)
+
+
+def read_torch_state(path: str | Path) -> dict[str, Tensor]:
+    """The state dict in a PyTorch file.
+
+    Raises:
+        UserError: if the file is missing, truncated, or holds anything but plain tensors by name.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"no checkpoint at {path}: the file does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign file may fail in any way; none of them is ours to trace
+        raise UserError(
+            f"{path} is not a whole PyTorch file of plain tensors (truncated, foreign or pickled objects): "
+            f"{_first_line(error)}"
+        ) from None
+    for key in _CONTAINERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not _is_state(content):
+        raise UserError(f"{path} holds no state dict: expected tensors by name, got {type(content).__name__}")
+    if all(name.startswith("module.") for name in content):
+        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return content
+
+
+def weights_checksum(model: nn.Module) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of the model's state: same digest, same weights."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fit(path: Path, state: dict[str, Tensor], model: nn.Module) -> None:
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    problem = ""
+    if missing or extra:
+        problem = f"the file lacks {_some(missing)} and has unknown {_some(extra)}"
+    for name in own.keys() & state.keys():
+        if state[name].shape != own[name].shape:
+            problem = f"expected {name} of shape {tuple(own[name].shape)}, got {tuple(state[name].shape)}"
+        elif state[name].is_floating_point() and not torch.isfinite(state[name]).all():
+            problem = f"{name} holds NaN or infinity"
+    if problem:
+        raise UserError(
+            f"the weights in {path} do not fit {type(model).__name__}: {problem}; give the model that was trained "
+            "(and --num-classes, if its head is not the usual one)"
+        )
+    model.load_state_dict(state)
+
+
+def _is_state(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and bool(content)
+        and all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items())
+    )
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" if names else "nothing"
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
