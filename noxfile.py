@@ -189,7 +189,9 @@ def build(session: nox.Session) -> None:
 @each_member
 def install_check(session: nox.Session, member: Member) -> None:
     """Install one wheel alone in a clean environment, run its command and one line of use."""
-    session.install("--find-links", str(DIST), str(wheel_of(member)))
+    # The core's wheel by path too: an index may know another distribution of that name.
+    wheels = dict.fromkeys(str(wheel_of(each)) for each in (CORE, member))
+    session.install("--find-links", str(DIST), *wheels)
     check_installed(session, member)
 
 

@@ -77,7 +77,7 @@ def help_of(*command: str) -> str:
 @pytest.mark.parametrize("line", LINES)
 def test_command_exists(line: str) -> None:
     words = shlex.split(line, comments=True)
-    if words[:3] == ["python", "-m", "pip"]:
+    if words[0] == "pip" or words[:3] == ["python", "-m", "pip"]:
         for word in words:
             folder = word.partition("#subdirectory=")[2] or (word.partition("[")[0] if word.startswith("./") else "")
             assert not folder or (ROOT / folder / "pyproject.toml").is_file(), f"no distribution in {folder}"

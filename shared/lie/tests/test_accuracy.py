@@ -158,7 +158,7 @@ def test_derivatives_of_log_exp_are_those_of_the_identity(group, theta, dtype):
     also cross the cancellation between two of size 1, with a factor that grows to 1 / (pi - theta).
     """
     a = torch.zeros(group.dim, dtype=dtype)
-    a[: 1 if group.dim < 6 and group.dim != 3 else 1] = theta
+    a[:1] = theta
     if group.dim in (3, 6) and not isinstance(group, SE2):
         a[:3] = theta * torch.tensor([0.6, -0.48, 0.64], dtype=dtype)
     a[3:] = torch.tensor([0.3, -0.2, 0.5], dtype=dtype)[: a[3:].numel()]
@@ -190,7 +190,7 @@ def test_derivatives_of_log_stay_finite_up_to_pi(group, gap, dtype):
 
 
 def test_derivatives_of_the_action_at_the_identity():
-    """d/da exp(a) x at 0 is the fundamental field, its second derivative (E_i E_j + E_j E_i) x / 2; exact to rounding."""
+    """d/da exp(a) x at 0 is the fundamental field, its second derivative (E_i E_j + E_j E_i) x / 2."""
     x = torch.tensor([0.3, -1.2, 0.7], dtype=torch.float64)
     for group in (SO3(), SE3()):
         zero = torch.zeros(group.dim, dtype=torch.float64)
@@ -203,6 +203,4 @@ def test_derivatives_of_the_action_at_the_identity():
         first = (E @ point)[:, :3].T
         second = 0.5 * (E[:, None] @ E[None] + E[None] @ E[:, None]) @ point
         torch.testing.assert_close(torch.func.jacfwd(move)(zero), first, rtol=0, atol=4e-16)
-        torch.testing.assert_close(
-            torch.func.hessian(move)(zero), second[..., :3].movedim(-1, 0), rtol=0, atol=8e-16
-        )
+        torch.testing.assert_close(torch.func.hessian(move)(zero), second[..., :3].movedim(-1, 0), rtol=0, atol=8e-16)

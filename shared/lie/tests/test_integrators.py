@@ -43,9 +43,7 @@ def test_adaptive_methods_agree_with_scipy(method):
 def test_order_of_fixed_steps(method, order):
     t = torch.tensor([0.0, 2.0], dtype=torch.float64)
     truth = reference(t)[-1]
-    errors = [
-        (odeint(FIELD, Z0, t, method=method, options={"step_size": h})[-1] - truth).norm() for h in (0.02, 0.01)
-    ]
+    errors = [(odeint(FIELD, Z0, t, method=method, options={"step_size": h})[-1] - truth).norm() for h in (0.02, 0.01)]
     assert abs(math.log2(errors[0] / errors[1]) - order) < 0.1
 
 

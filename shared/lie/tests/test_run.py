@@ -76,7 +76,8 @@ def test_checkpoint_round_trip_and_resume_of_an_optimiser(tmp_path):
     first = fresh()
     run(*first, 3)
     tree = {"model": dict(first[0].state_dict()), "optimizer": first[1].state_dict(),
-            "schedule": first[2].state_dict(), "generator": first[3].get_state(), "misc": (1, [2.5, None, True, "é"])}  # fmt: skip
+            "schedule": first[2].state_dict(), "generator": first[3].get_state(),
+            "misc": (1, [2.5, None, True, "é"])}  # fmt: skip
     save_checkpoint(tmp_path / "c.safetensors", tree)
     loaded = load_checkpoint(tmp_path / "c.safetensors")
     assert loaded["misc"] == tree["misc"]

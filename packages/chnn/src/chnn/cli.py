@@ -23,7 +23,10 @@ from lie.run import (
     write_json,
 )
 
-_UNITS = {"t": "s", "z": "positions in m, velocities in m/s, axes (trajectory, time, position or velocity, point, axis)"}
+_UNITS = {
+    "t": "s",
+    "z": "positions in m, velocities in m/s, axes (trajectory, time, position or velocity, point, axis)",
+}
 
 
 @dataclass(frozen=True)
@@ -353,13 +356,21 @@ def _report(model: Any, config: Any, system: Any, out: Path, extra: dict[str, An
     try:
         numbers, curves = evaluate(model, system, truth.to(device), t)
     except FloatingPointError as error:
-        raise UserError(f"the model's rollout failed: {error}; train longer or with a smaller --learning-rate") from None
+        raise UserError(
+            f"the model's rollout failed: {error}; train longer or with a smaller --learning-rate"
+        ) from None
     plot_errors(curves, f"{config.model} on {system.name}, {config.steps} steps", out / "errors.png")
     parameters = sum(p.numel() for p in model.parameters())
-    metrics = {**numbers, **extra, "model_parameters": parameters, "config": asdict(config), "seed": config.seed,
-               "error_is": "|z - z*| / (|z| + |z*|), geometric mean over times and trajectories",
-               "versions": provenance("chnn"),
-               "curves": {key: [float(f"{x:.6g}") for x in value.tolist()] for key, value in curves.items()}}  # fmt: skip
+    metrics = {
+        **numbers,
+        **extra,
+        "model_parameters": parameters,
+        "config": asdict(config),
+        "seed": config.seed,
+        "error_is": "|z - z*| / (|z| + |z*|), geometric mean over times and trajectories",
+        "versions": provenance("chnn"),
+        "curves": {key: [float(f"{x:.6g}") for x in values.tolist()] for key, values in curves.items()},
+    }
     write_json(out / "metrics.json", metrics)
     print_table(
         f"{config.model} on {system.name} {system.parameters()}: {numbers['trajectories']} held-out trajectories of "

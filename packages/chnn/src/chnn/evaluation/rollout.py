@@ -22,9 +22,7 @@ _FLOOR = 1e-16  # the logarithm of an error of zero, as at the first time, is ta
 
 
 @torch.no_grad()
-def relative_error(
-    predicted: Float[Tensor, "B T 2 n d"], truth: Float[Tensor, "B T 2 n d"]
-) -> Float[Tensor, "B T"]:
+def relative_error(predicted: Float[Tensor, "B T 2 n d"], truth: Float[Tensor, "B T 2 n d"]) -> Float[Tensor, "B T"]:
     """The relative error of each state."""
     difference = (predicted - truth).flatten(2).norm(dim=-1)
     return difference / (predicted.flatten(2).norm(dim=-1) + truth.flatten(2).norm(dim=-1))

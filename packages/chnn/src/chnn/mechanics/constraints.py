@@ -18,6 +18,7 @@ Source of the constrained form: Finzi, Wang, Wilson 2020 (CHNN), arXiv 2010.1358
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +77,9 @@ class QuadraticConstraints:
         return (self.spans(x) * (self.A @ v)).sum(-1)
 
     def gram(
-        self, U: Float[Tensor, "*batch C d"], inverse_mass: Float[Tensor, "n n"]  # noqa: N803 (as in the formula)
+        self,
+        U: Float[Tensor, "*batch C d"],
+        inverse_mass: Float[Tensor, "n n"],  # noqa: N803 (as in the formula)
     ) -> Float[Tensor, "*batch C C"]:
         """``J M^-1 J^T``."""
         return (self.A @ inverse_mass @ self.A.mT) * (U @ U.mT)
@@ -120,7 +123,7 @@ def solve_factor(factor: Float[Tensor, "*batch C C"], rhs: Float[Tensor, "*batch
     return torch.cholesky_solve(rhs.unsqueeze(-1), factor).squeeze(-1)
 
 
-def positive(name: str, values: list[float] | tuple[float, ...] | None, count: int, default: float = 1.0) -> Tensor:
+def positive(name: str, values: Sequence[float] | None, count: int, default: float = 1.0) -> Tensor:
     """``count`` positive float64 numbers, or ``default`` each for None.
 
     Raises:

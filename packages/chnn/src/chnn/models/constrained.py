@@ -20,7 +20,12 @@ class _Constrained(DynamicsModel):
     """Masses, potential and constraints: what both forms share."""
 
     def __init__(
-        self, constraints: QuadraticConstraints, *, potential: nn.Module | None = None, hidden: int = 128, depth: int = 3
+        self,
+        constraints: QuadraticConstraints,
+        *,
+        potential: nn.Module | None = None,
+        hidden: int = 128,
+        depth: int = 3,
     ) -> None:
         super().__init__()
         n, d = constraints.num_points, constraints.spatial_dim

@@ -10,6 +10,7 @@ Wang, Wilson 2020, arXiv 2010.13581.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -106,6 +107,6 @@ def _solve(L: Tensor, rate: Tensor) -> Tensor:  # noqa: N803
 def _mlp(inputs: int, outputs: int, hidden: int, depth: int) -> nn.Sequential:
     widths = [inputs, *[hidden] * depth]
     layers: list[nn.Module] = []
-    for a, b in zip(widths[:-1], widths[1:], strict=True):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b), nn.Tanh()]
     return nn.Sequential(*layers, nn.Linear(hidden, outputs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ class MLPPotential(nn.Module):
     def __init__(self, num_points: int, spatial_dim: int, *, hidden: int = 128, depth: int = 3) -> None:
         super().__init__()
         widths = [num_points * spatial_dim, *[hidden] * depth]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.last = nn.Linear(hidden, 1, bias=False)  # a constant in V moves nothing
 
     def forward(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
@@ -38,7 +40,7 @@ class MLPPotential(nn.Module):
             activations.append(layer(activations[-1]).tanh())
         g = self.last.weight.expand_as(activations[-1])
         for layer, h in zip(reversed(self.layers), reversed(activations[1:]), strict=True):
-            g = (g * (1.0 - h.square())) @ layer.weight
+            g = (g * (1.0 - h.square())) @ layer.weight  # type: ignore[operator]  (a Linear)
         return g.unflatten(-1, x.shape[-2:])
 
 

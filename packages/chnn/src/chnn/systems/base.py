@@ -72,7 +72,7 @@ class System(ABC):
 
     @abstractmethod
     def drawing(self) -> tuple[Tensor, list[tuple[int, int]], list[tuple[int, int]]]:
-        """What to draw: anchors (a, d), rods and springs as pairs of indices, negative ones counting anchors from -1."""
+        """What to draw: anchors (a, d); rods and springs as pairs of indices, the anchors being -1, -2, ..."""
 
     def energy(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch"]:
         """Kinetic plus potential energy, joules."""
@@ -108,6 +108,7 @@ class System(ABC):
         constraints, inverse_mass = self.constraints_on_points.to(z), self._inverse_mass(z)
         x, v = self._split(z)
         bound = 16 * torch.finfo(z.dtype).eps * constraints.lengths.square().max()
+        residual = constraints.residual(x).abs().amax(-1)
         for _ in range(_NEWTON_LIMIT):
             x, moved = constraints.project(x, v, inverse_mass, iterations=1)
             residual = constraints.residual(x).abs().amax(-1)
@@ -169,9 +170,7 @@ class System(ABC):
 
         atol = 1e-2 * rtol if atol is None else atol
         with torch.no_grad():
-            return integrate(
-                self.field, self.project(z), t, rtol=rtol, atol=atol, project=onto, progress=progress
-            )
+            return integrate(self.field, self.project(z), t, rtol=rtol, atol=atol, project=onto, progress=progress)
 
     def _inverse_mass(self, like: Tensor) -> Tensor:
         return torch.diag(1.0 / self.masses.to(like))

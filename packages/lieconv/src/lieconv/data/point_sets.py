@@ -6,6 +6,7 @@ import math
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +88,7 @@ def load_digits() -> PointSets:
     """
     from sklearn.datasets import load_digits as load
 
-    digits = load()
+    digits: Any = load()
     images = torch.from_numpy(digits.images).float() / 16.0  # (S, 8, 8), 16 grey levels
     check_finite("pixels", images)
     centres = torch.linspace(-1.0, 1.0, 8)

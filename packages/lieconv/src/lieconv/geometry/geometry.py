@@ -103,7 +103,7 @@ def build_geometry(
             group without an exact lift.
         TypeError: for coordinates that are not floating-point or a mask that is not boolean.
     """
-    mask = _checked(group, coords, mask, num_neighbors, lift, num_samples)
+    mask = check_points(group, coords, mask, num_neighbors, lift, num_samples)
     # Padding may hold anything; from here on it is zero, so that no NaN of it reaches a gradient.
     coords = torch.where(mask.unsqueeze(-1), coords, torch.zeros_like(coords))
     if lift == "exact" and has_soft_lift(group):
@@ -167,9 +167,10 @@ def _safe_length(x: Tensor) -> Tensor:
     return torch.where(zero, torch.zeros_like(squared), torch.where(zero, torch.ones_like(squared), squared).sqrt())
 
 
-def _checked(
+def check_points(
     group: LieGroup, coords: Tensor, mask: Tensor | None, num_neighbors: int, lift: str, num_samples: int
 ) -> Tensor:
+    """Raise where the input does not fit, as `build_geometry` says; returns the mask, all true for None."""
     if coords.ndim != 3:
         raise ValueError(f"expected points of shape (B, N, d), got {tuple(coords.shape)}; add a batch axis in front")
     if not coords.is_floating_point():
@@ -194,7 +195,9 @@ def _checked(
         raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
     if lift == "exact":
         if num_samples != 1:
-            raise ValueError(f"the exact lift has one element a point, got num_samples={num_samples}; use lift='sampled'")
+            raise ValueError(
+                f"the exact lift has one element a point, got num_samples={num_samples}; use lift='sampled'"
+            )
         if not has_soft_lift(group) and group.stabiliser_dim != 0:
             raise ValueError(
                 f"{group!r} has no exact lift (its points have a stabiliser, or none is declared by "

@@ -35,7 +35,8 @@ def nearest_neighbours(
 ) -> tuple[Int[Tensor, "B N k"], Float[Tensor, "B N k"], Float[Tensor, "B N 1"]]:
     """Indices of the nearest valid points (the point itself among them), their weights, and the radius squared.
 
-    Distances are Euclidean where the group preserves them, else the group's own left-invariant distance.
+    Distances are Euclidean where the group preserves them (or no elements are given), else the group's own
+    left-invariant distance between elements and orbits.
 
     Returns:
         Indices (B, N, k) with k = min(num_neighbors, N); window weights (B, N, k), zero for invalid points
@@ -44,14 +45,14 @@ def nearest_neighbours(
     N = coords.shape[1]  # noqa: N806
     k = min(num_neighbors, N)
     with torch.no_grad():
-        if group.isometric:
+        if group.isometric or elements is None or orbits is None:
             distance = torch.cdist(coords, coords, compute_mode="donot_use_mm_for_euclid_dist")
         else:
             distance = _group_distance(group, elements, orbits)
         distance = distance.masked_fill(~mask.unsqueeze(1), torch.inf)
         indices = distance.topk(min(k + 1, N), dim=-1, largest=False, sorted=True).indices  # (B, N, k + 1)
     valid = gather(mask, indices)
-    if group.isometric:
+    if group.isometric or elements is None or orbits is None:
         squared = (gather(coords, indices) - coords.unsqueeze(2)).square().sum(-1)
     else:
         squared = group.distance(
@@ -59,7 +60,7 @@ def nearest_neighbours(
         ).square()
     inside = squared[..., :k]
     # The first point outside sets the radius; without one, twice the farthest point inside serves as a scale.
-    has_outside = valid[..., k:].any(-1, keepdim=True) if N > k else torch.zeros_like(valid[..., :1])
+    has_outside = valid[..., k:].any(-1, keepdim=True) if k < N else torch.zeros_like(valid[..., :1])
     farthest = torch.where(valid, squared, torch.zeros_like(squared)).amax(-1, keepdim=True)
     radius = torch.where(has_outside, farthest, 2.0 * farthest)
     radius = torch.where(radius > 0, radius, torch.ones_like(radius))

@@ -1,4 +1,4 @@
-"""LieResNet: lift, linear, residual LieConv blocks, global pool, linear head."""
+"""LieResNet: lift, linear plus LieConv stem, residual LieConv blocks, global pool, linear head."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from lie.groups import LieGroup
 from torch import Tensor, nn
 
 from lieconv.geometry import build_geometry
-from lieconv.geometry.geometry import Lift, has_soft_lift
+from lieconv.geometry.geometry import Lift, check_points, has_soft_lift
 from lieconv.nn.blocks import BottleneckBlock, masked_mean
-from lieconv.nn.conv import check_values
+from lieconv.nn.conv import LieConv, check_values
 from lieconv.nn.norm import MaskedBatchNorm
 
 
@@ -36,7 +36,7 @@ class LieResNet(nn.Module):
     group; the order of the points and padding change nothing.
 
     Source: Finzi et al. 2020 (LieConv), arXiv 2002.12880, section on the network architecture. The exact lift
-    is ours.
+    and the convolution in the stem are ours.
 
     >>> import lie, torch
     >>> net = LieResNet(1, 10, group=lie.SE2(), channels=16, num_layers=2)
@@ -60,15 +60,25 @@ class LieResNet(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("channels", channels),
-                            ("num_layers", num_layers), ("num_neighbors", num_neighbors), ("bottleneck", bottleneck)):
+        for name, value in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("channels", channels),
+            ("num_layers", num_layers),
+            ("num_neighbors", num_neighbors),
+            ("bottleneck", bottleneck),
+        ):
             if value < 1:
                 raise ValueError(f"expected {name} of at least 1, got {value}")
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.group, self.lift, self.num_samples = group, lift, num_samples
+        self.group, self.num_samples = group, num_samples
+        self.lift: Lift = lift
         self.num_neighbors, self.pool, self.generator = num_neighbors, pool, generator
         self.frame_features = nn.Linear(in_channels, 2) if lift == "exact" and has_soft_lift(group) else None
         self.embed = nn.Linear(in_channels, channels)
+        # Where the values are the same everywhere (bare points), a linear map alone would hand the first
+        # normalisation features without variance: the convolution reads the shape of the neighbourhoods first.
+        self.stem = LieConv(in_channels, channels, group=group, num_neighbors=num_neighbors, lift=lift)
         self.blocks = nn.ModuleList(
             BottleneckBlock(channels, group=group, num_neighbors=num_neighbors, lift=lift, bottleneck=bottleneck)
             for _ in range(num_layers)
@@ -83,9 +93,9 @@ class LieResNet(nn.Module):
         mask: Bool[Tensor, "B N"] | None = None,
     ) -> Float[Tensor, "B out"] | Float[Tensor, "B N out"]:
         """The network's output for a batch of point sets."""
+        mask = check_points(self.group, coords, mask, self.num_neighbors, self.lift, self.num_samples)
         check_values(coords, values, self.in_channels)
-        if mask is not None:
-            values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
+        values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
         geometry = build_geometry(
             self.group,
             coords,
@@ -96,7 +106,8 @@ class LieResNet(nn.Module):
             frame_features=None if self.frame_features is None else self.frame_features(values),
             generator=self._generator(coords.device),
         )
-        x = self.embed(geometry.spread(values))
+        values = geometry.spread(values)
+        x = self.embed(values) + self.stem(geometry, values)
         for block in self.blocks:
             x = block(geometry, x)
         x = nn.functional.silu(self.norm(x, geometry.mask))

@@ -52,12 +52,18 @@ class LieConv(nn.Module):
         basis: int = 16,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("out_channels", out_channels),
-                            ("num_neighbors", num_neighbors), ("hidden", hidden), ("basis", basis)):
+        for name, value in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("num_neighbors", num_neighbors),
+            ("hidden", hidden),
+            ("basis", basis),
+        ):
             if value < 1:
                 raise ValueError(f"expected {name} of at least 1, got {value}")
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.group, self.num_neighbors, self.lift, self.num_samples = group, num_neighbors, lift, num_samples
+        self.group, self.num_neighbors, self.num_samples = group, num_neighbors, num_samples
+        self.lift: Lift = lift
         self.kernel = nn.Sequential(
             nn.Linear(kernel_dim(group, lift), hidden), nn.SiLU(),
             nn.Linear(hidden, hidden), nn.SiLU(),
@@ -67,8 +73,10 @@ class LieConv(nn.Module):
 
     def extra_repr(self) -> str:
         """The line shown by ``print``."""
-        return (f"{self.in_channels}, {self.out_channels}, group={self.group!r}, "
-                f"num_neighbors={self.num_neighbors}, lift={self.lift!r}")
+        return (
+            f"{self.in_channels}, {self.out_channels}, group={self.group!r}, "
+            f"num_neighbors={self.num_neighbors}, lift={self.lift!r}"
+        )
 
     def forward(
         self,

@@ -44,8 +44,9 @@ class RunConfig:
         if self.lift not in ("exact", "sampled"):
             raise UserError(f"expected --lift exact or sampled, got {self.lift!r}")
         if self.lift == "exact" and self.num_samples != 1:
-            raise UserError(f"the exact lift has one element a point, got --num-samples {self.num_samples}; "
-                            "use --lift sampled")
+            raise UserError(
+                f"the exact lift has one element a point, got --num-samples {self.num_samples}; use --lift sampled"
+            )
 
     @staticmethod
     def from_json(value: Any) -> RunConfig:

@@ -65,8 +65,14 @@ def plot_accuracy_by_angle(result: dict[str, Any], title: str, path: Path) -> No
     figure = Figure(figsize=(6.0, 3.5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot([*angles, 360], [*(v := [100 * a for a in result["accuracy_by_angle"].values()]), v[0]], marker=".")
-    axes.set(xlabel="rotation of the test sets (degrees)", ylabel="accuracy (%)", title=title,
-             ylim=(0, 102), xlim=(0, 360), xticks=range(0, 361, 45))
+    axes.set(
+        xlabel="rotation of the test sets (degrees)",
+        ylabel="accuracy (%)",
+        title=title,
+        ylim=(0, 102),
+        xlim=(0, 360),
+        xticks=range(0, 361, 45),
+    )
     axes.grid(alpha=0.3)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

@@ -9,9 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def jvp_along(
-    f: Callable[[Tensor], Tensor], x: Float[Tensor, "..."], v: Float[Tensor, "..."]
-) -> tuple[Tensor, Tensor]:
+def jvp_along(f: Callable[[Tensor], Tensor], x: Float[Tensor, "..."], v: Float[Tensor, "..."]) -> tuple[Tensor, Tensor]:
     """The value ``f(x)`` and its derivative along ``v``, in one forward pass.
 
     Args:
@@ -34,10 +32,13 @@ def jvp_along(
     if not x.is_floating_point() or v.dtype != x.dtype:
         raise TypeError(f"expected a point and a tangent of one floating-point dtype, got {x.dtype} and {v.dtype}")
     if v.shape == x.shape:
-        return torch.func.jvp(f, (x,), (v,))
+        value, along = torch.func.jvp(f, (x,), (v,))  # type: ignore[misc]  (two without has_aux)
+        return value, along
     if v.shape[1:] == x.shape and v.ndim == x.ndim + 1:
         # The primal does not depend on the mapped tangent, so vmap computes it once.
-        return torch.func.vmap(lambda u: torch.func.jvp(f, (x,), (u,)), out_dims=(None, 0))(v)
+        push = torch.func.vmap(lambda u: torch.func.jvp(f, (x,), (u,)), out_dims=(None, 0))  # type: ignore[arg-type]
+        value, along = push(v)  # type: ignore[misc]
+        return value, along
     raise ValueError(
-        f"expected a tangent of shape {tuple(x.shape)}, or several of shape (K, *{tuple(x.shape)}), got {tuple(v.shape)}"
+        f"expected a tangent of shape {tuple(x.shape)}, or several of them stacked in front, got {tuple(v.shape)}"
     )

@@ -70,9 +70,7 @@ def uniform_rotations(
     device: torch.device | str | None = None,
 ) -> Float[Tensor, "*shape 3 3"]:
     """Haar-uniform rotations, from normalised normal quaternions."""
-    q = torch.nn.functional.normalize(
-        torch.randn(*shape, 4, generator=generator, dtype=dtype, device=device), dim=-1
-    )
+    q = torch.nn.functional.normalize(torch.randn(*shape, 4, generator=generator, dtype=dtype, device=device), dim=-1)
     w, v = q[..., :1, None], q[..., 1:]
     eye = torch.eye(3, dtype=q.dtype, device=q.device)
     outer = v.unsqueeze(-1) * v.unsqueeze(-2)

@@ -76,7 +76,9 @@ def odeint(
             with warnings.catch_warnings():
                 # torchdiffeq warns of options a method does not use: here the caller is told by an error.
                 warnings.filterwarnings("error", message=".*[Uu]nexpected arguments.*")
-                solution = solve(field, y0, t, method=method, rtol=rtol, atol=atol, options=options or None)
+                solution: Tensor = solve(  # type: ignore[assignment]  (a tensor without events)
+                    field, y0, t, method=method, rtol=rtol, atol=atol, options=options or None
+                )
         except AssertionError as error:
             raise FloatingPointError(
                 f"{method} failed between t = {float(t[0]):g} and {float(t[-1]):g}: {error}; the field may be stiff "
@@ -88,7 +90,8 @@ def odeint(
     if not finite.all():
         first = int((~finite).nonzero()[0, 0])
         raise FloatingPointError(
-            f"the solution is not finite from t = {float(t[first]):g} on ({method}); use smaller steps or check the field"
+            f"the solution is not finite from t = {float(t[first]):g} on ({method}); "
+            "use smaller steps or check the field"
         )
     return solution
 

@@ -66,7 +66,5 @@ def leapfrog(
     return torch.stack(states)
 
 
-def _half(
-    field: Callable[[Tensor, Tensor], Tensor], t: Tensor, q: Tensor, p: Tensor, dim: int, half: int
-) -> Tensor:
+def _half(field: Callable[[Tensor, Tensor], Tensor], t: Tensor, q: Tensor, p: Tensor, dim: int, half: int) -> Tensor:
     return field(t, torch.cat([q, p], dim=dim)).chunk(2, dim=dim)[half]

@@ -64,8 +64,11 @@ def load_weights(path: str | Path, module: nn.Module) -> dict[str, str]:
     own = module.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if missing or extra:
-        parts = [f"{what} {names[:3]}{' ...' if len(names) > 3 else ''}" for what, names in
-                 (("lacks", missing), ("has unknown", extra)) if names]
+        parts = [
+            f"{what} {names[:3]}{' ...' if len(names) > 3 else ''}"
+            for what, names in (("lacks", missing), ("has unknown", extra))
+            if names
+        ]
         raise UserError(f"the weights in {path} do not fit {type(module).__name__}: the file {' and '.join(parts)}")
     for name, tensor in tensors.items():
         if tensor.shape != own[name].shape:

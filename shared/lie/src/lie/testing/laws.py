@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from lie.autodiff import jvp_along
 from lie.groups.base import LieGroup
 
 
@@ -120,15 +121,19 @@ def _algebra(G: LieGroup, a: Tensor, b: Tensor, c: Tensor, tolerance: float) -> 
 def _adjoint(G: LieGroup, a: Tensor, b: Tensor, c: Tensor, tolerance: float) -> str | None:  # noqa: N803
     g, h = G.exp(a), G.exp(b)
     moved = (G.adjoint(g) @ c.unsqueeze(-1)).squeeze(-1)
-    pulled, along = torch.func.jvp(lambda e: G.exp(e), (a,), (b,))
+    pulled, along = jvp_along(G.exp, a, b)
     trivialised = along @ G.inverse(pulled)
     jacobian = (G.left_jacobian(a) @ b.unsqueeze(-1)).squeeze(-1)
     return _first(
         _differs("exp(Ad_g c) == g exp(c) g^-1", G.exp(moved), g @ G.exp(c) @ G.inverse(g), tolerance),
         _differs("Ad_(g h) == Ad_g Ad_h", G.adjoint(g @ h), G.adjoint(g) @ G.adjoint(h), tolerance),
         _differs("d exp(a)[b] exp(a)^-1 == hat(J(a) b)", G.hat(jacobian), trivialised, tolerance),
-        _differs("relative(g u, g v) == relative(u, v)", G.exp(G.relative(g @ h, g @ G.exp(c))),
-                 G.exp(G.relative(h, G.exp(c))), tolerance),
+        _differs(
+            "relative(g u, g v) == relative(u, v)",
+            G.exp(G.relative(g @ h, g @ G.exp(c))),
+            G.exp(G.relative(h, G.exp(c))),
+            tolerance,
+        ),
     )
 
 
@@ -136,10 +141,8 @@ def _action(G: LieGroup, a: Tensor, b: Tensor, c: Tensor, tolerance: float) -> s
     g, h = G.exp(a), G.exp(b)
     d = G.point_dim or G.matrix_dim
     x = torch.linspace(-1.0, 1.0, a.shape[0] * d, dtype=a.dtype, device=a.device).view(a.shape[0], d)
-    _, velocity = torch.func.jvp(
-        lambda s: G.act(G.exp(s * a), x), (torch.zeros(1, dtype=a.dtype, device=a.device),),
-        (torch.ones(1, dtype=a.dtype, device=a.device),),
-    )
+    zero = torch.zeros(1, dtype=a.dtype, device=a.device)
+    _, velocity = jvp_along(lambda s: G.act(G.exp(s * a), x), zero, torch.ones_like(zero))
     return _first(
         _differs("act(g h, x) == act(g, act(h, x))", G.act(g @ h, x), G.act(g, G.act(h, x)), tolerance),
         _differs("vector_field(a, x) == d/dt act(exp(t a), x)", G.vector_field(a, x), velocity, tolerance),
@@ -157,8 +160,9 @@ def _lift(G: LieGroup, a: Tensor, b: Tensor, c: Tensor, tolerance: float) -> str
     for samples in (None, 1, 4):
         u, q = G.lift(x, num_samples=samples, generator=generator)
         expected = x if samples is None else x.unsqueeze(-2).expand(2, 3, samples, d)
-        failure = _differs("act(u, orbit_origin(q)) == x for (u, q) = lift(x)", G.act(u, G.orbit_origin(q)), expected,
-                           tolerance)
+        failure = _differs(
+            "act(u, orbit_origin(q)) == x for (u, q) = lift(x)", G.act(u, G.orbit_origin(q)), expected, tolerance
+        )
         if failure is not None:
             return failure
         failure = _differs("lift gives group elements, exp(log(u)) == u", G.exp(G.log(u)), u, tolerance)
