@@ -46,7 +46,8 @@ def nearest_neighbours(
     k = min(num_neighbors, N)
     with torch.no_grad():
         if group.isometric or elements is None or orbits is None:
-            distance = torch.cdist(coords, coords, compute_mode="donot_use_mm_for_euclid_dist")
+            fixed = coords.detach()  # the choice has no derivative, and cdist none in forward mode
+            distance = torch.cdist(fixed, fixed, compute_mode="donot_use_mm_for_euclid_dist")
         else:
             distance = _group_distance(group, elements, orbits)
         distance = distance.masked_fill(~mask.unsqueeze(1), torch.inf)
