@@ -102,7 +102,7 @@ def tests(session: nox.Session, member: Member) -> None:
     """The tests of one member, in an environment that holds it and the core only."""
     install_editable(session, member)
     assert_alone(session, member)
-    session.run("pytest", f"{member.folder}/tests", *session.posargs, env=data_environment())
+    session.run("pytest", f"{member.folder}/tests", *session.posargs, env=test_environment())
 
 
 @nox.session
@@ -110,7 +110,7 @@ def integration(session: nox.Session) -> None:
     """What crosses between the packages, the README's examples, and the tools of this repository."""
     install_editable(session, *MEMBERS)
     session.install(*locked("griffelib"))
-    session.run("pytest", "integration_tests", *session.posargs, env=data_environment())
+    session.run("pytest", "integration_tests", *session.posargs, env=test_environment())
 
 
 # --- checks on request ---
@@ -132,7 +132,7 @@ def coverage(session: nox.Session) -> None:
     session.run("coverage", "erase")
     folders = [f"{member.folder}/tests" for member in MEMBERS]
     session.run(
-        "coverage", "run", "-m", "pytest", *folders, "integration_tests", *session.posargs, env=data_environment()
+        "coverage", "run", "-m", "pytest", *folders, "integration_tests", *session.posargs, env=test_environment()
     )
     session.run("coverage", "combine", "--quiet")
     session.run("coverage", "report", f"--fail-under={MINIMUM_COVERAGE}")
@@ -230,9 +230,15 @@ def install_editable(session: nox.Session, *members: Member) -> None:
     session.install("--no-deps", *(argument for member in own for argument in ("-e", f"./{member.folder}")))
 
 
-def data_environment() -> dict[str, str]:
-    """``LIE_TEST_DATA`` where the real data lies beside the checkout and nothing else was asked for."""
-    return {"LIE_TEST_DATA": str(DATA)} if DATA.is_dir() and "LIE_TEST_DATA" not in os.environ else {}
+def test_environment() -> dict[str, str]:
+    """``LIE_TEST_DATA`` where the real data lies beside the checkout, and one thread unless asked otherwise.
+
+    The tests' tensors are small: a second thread gains nothing, and on a busy machine waits for its turn in every step.
+    """
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if DATA.is_dir() and "LIE_TEST_DATA" not in os.environ:
+        environment["LIE_TEST_DATA"] = str(DATA)
+    return environment
 
 
 def assert_alone(session: nox.Session, member: Member) -> None:

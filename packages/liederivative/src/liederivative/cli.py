@@ -164,6 +164,9 @@ class Measure:
             stale.unlink(missing_ok=True)
         write_json(out / "config.json", configuration)
         folder.mkdir(exist_ok=True)
+        for stale in folder.glob("*.json"):
+            if stale.stem not in records:
+                stale.unlink()
         try:
             for name in self.models:
                 if name in records:

@@ -120,8 +120,9 @@ def lie_derivatives(
     with evaluation_mode(model), torch.no_grad():
         pushed = push_forward(f, x, image_tangents(x, tangents), tangents_per_pass=tangents_per_pass, ladder=ladder)
         assert layout is not None
-        check_finite("outputs of the model", pushed.value)
-        check_finite("derivatives of the model's outputs", pushed.derivative)
+        remedy = "check the model's weights, and that the images are normalised as it was trained"
+        check_finite("outputs of the model", pushed.value, remedy=remedy)
+        check_finite("derivatives of the model's outputs", pushed.derivative, remedy=remedy)
         ideal = layout.tangents(pushed.value, tangents, (x.shape[-2], x.shape[-1]))
         derivatives = torch.tensordot(mixing.to(pushed.value.dtype), pushed.derivative - ideal, dims=1)
     return LieDerivatives(pushed.value, derivatives, pushed.rung)

@@ -83,6 +83,8 @@ def push_forward(
             try:
                 value, derivative = _push(f, x, tangents, tangents_per_pass if rung.vectorised else 1)
                 return PushForward(value, derivative, rung)
+            except torch.OutOfMemoryError:
+                raise  # another rung would only need more time
             except RuntimeError as error:
                 if not failures:
                     f(x)  # if the model cannot run at all, its own error is the one to show

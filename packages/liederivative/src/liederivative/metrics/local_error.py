@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from lie.run import UserError
 from torch import Tensor
 
 from liederivative.actions import GENERATORS, Generator, Layout, resolve_generators
@@ -90,8 +91,10 @@ def lee(
     """
     chosen = resolve_generators(generators)
     check_images(model, x)
+    if batch_size < 1:
+        raise UserError(f"expected a batch_size of at least 1, got {batch_size}")
     absolute, squared, ladder = [], [], LADDER
-    for batch in x.split(max(batch_size, 1)):
+    for batch in x.split(batch_size):
         found = lie_derivatives(
             model,
             batch,

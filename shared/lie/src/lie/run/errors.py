@@ -27,12 +27,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {name!r}:{hint} known: {', '.join(shown)}")
 
 
-def check_finite(name: str, values: Tensor) -> None:
-    """Raise `UserError` with the count and first index if ``values`` holds NaN or infinity."""
+def check_finite(name: str, values: Tensor, *, remedy: str = "clean the data and run again") -> None:
+    """Raise `UserError` with the count, the first index and the remedy if ``values`` holds NaN or infinity."""
     bad = ~torch.isfinite(values)
     if bad.any():
         first = tuple(bad.nonzero()[0].tolist())
         raise UserError(
             f"expected finite {name}, got {int(bad.sum())} NaN or infinite of {values.numel()} values "
-            f"(first at index {first}); clean the data and run again"
+            f"(first at index {first}); {remedy}"
         )
