@@ -49,7 +49,7 @@ class Train:
     """Neighbours a point, itself included."""
     bottleneck: int = 2
     """Divisor of the width inside the blocks."""
-    epochs: int = 25
+    epochs: int = 20
     """Passes over the training sets."""
     batch_size: int = 64
     """Point sets a step."""
