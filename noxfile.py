@@ -161,7 +161,7 @@ def bench(session: nox.Session, member: Member) -> None:
 def demo(session: nox.Session) -> None:
     """The main job of each package in a small setting, from nothing to ``demo/report.html``."""
     install_editable(session, *MEMBERS)
-    session.run("python", "integration_tests/demo.py", *session.posargs)
+    session.run("python", "integration_tests/demo.py", *session.posargs, env=one_thread())
 
 
 # --- building and installing ---
@@ -230,12 +230,17 @@ def install_editable(session: nox.Session, *members: Member) -> None:
     session.install("--no-deps", *(argument for member in own for argument in ("-e", f"./{member.folder}")))
 
 
+def one_thread() -> dict[str, str]:
+    """One thread of torch, unless asked otherwise."""
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+
+
 def test_environment() -> dict[str, str]:
     """``LIE_TEST_DATA`` where the real data lies beside the checkout, and one thread unless asked otherwise.
 
     The tests' tensors are small: a second thread gains nothing, and on a busy machine waits for its turn in every step.
     """
-    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = one_thread()
     if DATA.is_dir() and "LIE_TEST_DATA" not in os.environ:
         environment["LIE_TEST_DATA"] = str(DATA)
     return environment
