@@ -49,7 +49,7 @@ class Train:
     """Neighbours a point, itself included."""
     bottleneck: int = 2
     """Divisor of the width inside the blocks."""
-    epochs: int = 20
+    epochs: int = 15
     """Passes over the training sets."""
     batch_size: int = 64
     """Point sets a step."""
