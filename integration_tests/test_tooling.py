@@ -107,7 +107,7 @@ def test_a_local_path_is_found(tmp_path: Path, line: str) -> None:
     [
         "runs/home/se2",
         "https://example.org/home/page",
-        "~/work/lie",
+        "~/opt/lie",
         "#!/usr/bin/env bash",
         "git+file://$PWD",
         "../tmp/x",
