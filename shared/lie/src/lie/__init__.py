@@ -5,7 +5,22 @@ lines and trainers share and is imported only by them.
 """
 
 from lie import autodiff, groups, integrators, testing
-from lie.groups import SE2, SE3, SO2, SO3, LieGroup, T, Trivial
+from lie.groups import (
+    SE2,
+    SE3,
+    SO2,
+    SO3,
+    Heisenberg,
+    LieGroup,
+    Product,
+    RxSO2,
+    RxSQ,
+    Sim2,
+    Sim3,
+    Subgroup,
+    T,
+    Trivial,
+)
 
 __version__ = "0.1.0"
 __all__ = [
@@ -13,7 +28,14 @@ __all__ = [
     "SE3",
     "SO2",
     "SO3",
+    "Heisenberg",
     "LieGroup",
+    "Product",
+    "RxSO2",
+    "RxSQ",
+    "Sim2",
+    "Sim3",
+    "Subgroup",
     "T",
     "Trivial",
     "autodiff",

@@ -8,11 +8,14 @@ broadcast. Angles are radians, ``act`` is the left action, elements compose by `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from lie.groups.bch import baker_campbell_hausdorff
+from lie.groups.lifting import numeric_lift
+from lie.groups.mean import karcher_mean
 
 
 class LieGroup(ABC):
@@ -27,6 +30,9 @@ class LieGroup(ABC):
         - ``vee(hat(a)) == a``; ``hat(bracket(a, b)) == hat(a) @ hat(b) - hat(b) @ hat(a)``
         - ``exp(adjoint(g) @ a) == g @ exp(a) @ inverse(g)``
         - ``relative(g @ u, g @ v) == relative(u, v)``
+        - ``exp(a + da) == exp(left_jacobian(a) da) exp(a) == exp(a) exp(right_jacobian(a) da)`` to first order
+        - ``exp(bch(a, b, order)) == exp(a) exp(b)`` up to terms of higher order
+        - ``interpolate(g @ u, g @ v, s) == g @ interpolate(u, v, s)``, u at s = 0 and v at s = 1
 
     Source: Finzi et al. 2020 (LieConv), arXiv 2002.12880, section 3 (groups with surjective exponential).
     """
@@ -39,6 +45,8 @@ class LieGroup(ABC):
     """Dimension d of the points that `lift` takes, where the group has a lift."""
     stabiliser_dim: int | None = None
     """Dimension of the stabiliser of a generic point; 0 where the lift of a point is a single element."""
+    orbit_dim: int | None = None
+    """How many numbers name an orbit, where the group has a lift; 0 where the action is transitive."""
     isometric: bool = False
     """Whether the action on points preserves Euclidean distance."""
 
@@ -54,26 +62,17 @@ class LieGroup(ABC):
 
     # The algebra
 
-    @cached_property
+    @property
     def _generators_float64(self) -> Tensor:
-        jacobian = torch.func.jacfwd(self.exp)(torch.zeros(self.dim, dtype=torch.float64))
-        generators = jacobian.movedim(-1, 0).detach()  # (dim, m, m)
-        if not torch.isfinite(generators).all():
-            raise ValueError(
-                f"the derivative of {type(self).__name__}.exp at 0 is not finite; write exp so that both sides of "
-                "every torch.where stay finite at 0 (see lie.groups.functions)"
-            )
-        return generators
+        return _constants(self)[0]
 
-    @cached_property
+    @property
     def _dual_float64(self) -> Tensor:
-        return torch.linalg.pinv(self._generators_float64.flatten(1)).mT.unflatten(-1, (self.matrix_dim,) * 2)
+        return _constants(self)[1]
 
-    @cached_property
+    @property
     def _structure_float64(self) -> Tensor:
-        basis = self._generators_float64
-        products = basis[:, None] @ basis[None]  # (dim, dim, m, m)
-        return torch.einsum("ijmn,kmn->ijk", products - products.transpose(0, 1), self._dual_float64)
+        return _constants(self)[2]
 
     def generators(
         self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
@@ -113,6 +112,33 @@ class LieGroup(ABC):
         block = torch.cat([top, torch.zeros_like(top)], dim=-2)  # (..., 2 dim, 2 dim)
         return torch.linalg.matrix_exp(block)[..., : self.dim, self.dim :]
 
+    def right_jacobian(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim dim"]:
+        """J(-a), with ``exp(a + da) == exp(a) exp(J(-a) da)`` to first order."""
+        return self.left_jacobian(-a)
+
+    def left_jacobian_inverse(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim dim"]:
+        """The inverse of `left_jacobian`: ``log(exp(b) exp(a)) == a + J(a)^-1 b`` to first order in b.
+
+        It exists where ad_a has no eigenvalue 2 pi i k but 0: for rotation angles below 2 pi.
+        """
+        return torch.linalg.inv(self.left_jacobian(a))
+
+    def right_jacobian_inverse(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim dim"]:
+        """The inverse of `right_jacobian`: ``log(exp(a) exp(b)) == a + J(-a)^-1 b`` to first order in b."""
+        return self.left_jacobian_inverse(-a)
+
+    def bch(
+        self, a: Float[Tensor, "*batch dim"], b: Float[Tensor, "*#batch dim"], order: int = 4
+    ) -> Float[Tensor, "*batch dim"]:
+        """The Baker-Campbell-Hausdorff series of ``log(exp(a) exp(b))`` up to ``order``, at most 5.
+
+        Raises:
+            ValueError: for another order.
+        """
+        self._check_algebra(a)
+        self._check_algebra(b)
+        return baker_campbell_hausdorff(self.bracket, a, b, order)
+
     # The group
 
     def identity(
@@ -130,6 +156,61 @@ class LieGroup(ABC):
     def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
         """``log(v^-1 u)``: where ``u`` is as seen from ``v``. Unchanged when both are multiplied from the left."""
         return self.log(self.inverse(v) @ u)
+
+    def pairwise(
+        self, u: Float[Tensor, "*batch n m m"], v: Float[Tensor, "*#batch k m m"] | None = None
+    ) -> Float[Tensor, "*batch n k dim"]:
+        """``relative(u_i, v_j)`` of all pairs (of u with itself for None): each element is prepared once.
+
+        The closed forms of SO(3), SE(2) and SE(3) make no matrix of a pair. Compiled, a pair costs one kernel.
+        """
+        v = u if v is None else v
+        return self.relative(u.unsqueeze(-3), v.unsqueeze(-4))
+
+    def interpolate(
+        self,
+        u: Float[Tensor, "*batch m m"],
+        v: Float[Tensor, "*#batch m m"],
+        s: Float[Tensor, "*#batch"] | float,
+    ) -> Float[Tensor, "*batch m m"]:
+        """``u exp(s log(u^-1 v))``: the point at ``s`` of the geodesic from u (s = 0) to v (s = 1).
+
+        The geodesics are those of the Cartan-Schouten connection, translates of one-parameter subgroups: for
+        rotations the shortest turn at constant speed, for rigid motions a screw.
+        """
+        along = self.relative(v, u)
+        s = torch.as_tensor(s, dtype=along.dtype, device=along.device)
+        return u @ self.exp(s.unsqueeze(-1) * along)
+
+    def geodesic(
+        self, u: Float[Tensor, "*batch m m"], a: Float[Tensor, "*#batch dim"], t: Float[Tensor, "*#batch"] | float
+    ) -> Float[Tensor, "*batch m m"]:
+        """``u exp(t a)``: the geodesic that leaves ``u`` with body velocity ``a``."""
+        self._check_algebra(a)
+        t = torch.as_tensor(t, dtype=a.dtype, device=a.device)
+        return u @ self.exp(t.unsqueeze(-1) * a)
+
+    def mean(
+        self,
+        g: Float[Tensor, "*batch N m m"],
+        weights: Float[Tensor, "*#batch N"] | None = None,
+        *,
+        max_iterations: int = 64,
+    ) -> Float[Tensor, "*batch m m"]:
+        """The Karcher mean m of elements close together: ``sum_i w_i log(m^-1 g_i) == 0``.
+
+        Args:
+            g: elements, (..., N, m, m).
+            weights: not negative, (..., N), normalised here; None weighs all alike.
+            max_iterations: of the fixed point; it converges in a few where the elements are close.
+
+        Raises:
+            ValueError: if the iteration does not settle, for no elements, or for negative weights.
+
+        Law: ``mean(h @ g) == h @ mean(g)``. Source: `lie.groups.mean`.
+        """
+        self._check_element(g)
+        return karcher_mean(self, g, weights, max_iterations)
 
     def distance(
         self,
@@ -178,6 +259,10 @@ class LieGroup(ABC):
     def vector_field(self, a: Float[Tensor, "*batch dim"], x: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch d"]:
         """The fundamental vector field of ``a`` at ``x``: the derivative of ``act(exp(t a), x)`` at t = 0."""
         self._check_algebra(a)
+        if type(self).act is LieGroup.act and x.shape[-1] in (self.matrix_dim, self.matrix_dim - 1):
+            d, A = x.shape[-1], self.hat(a)  # noqa: N806
+            velocity = (A[..., :d, :d] @ x.unsqueeze(-1)).squeeze(-1)
+            return velocity if d == self.matrix_dim else velocity + A[..., :d, d]
         return torch.func.jvp(lambda b: self.act(self.exp(b), x), (torch.zeros_like(a),), (a,))[1]
 
     def lift(
@@ -196,17 +281,42 @@ class LieGroup(ABC):
             Elements (..., m, m) and orbit ids (..., q), or (..., num_samples, m, m) and (..., num_samples, q).
 
         Raises:
-            NotImplementedError: if the group defines no lift.
+            ValueError: if the action is not transitive on the points, for a group without a lift of its own.
+
+        A group that defines no lift gets this one: one orbit, its origin that of `orbit_origin`, and for each point
+        an element found by Gauss-Newton in the algebra (`lie.groups.lifting`). It is exact to rounding and can be
+        differentiated, but takes one element of the coset and draws none at random.
 
         Source: Finzi et al. 2020 (LieConv), section on lifting from X to G x X/G.
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} defines no lift; define `lift` and `orbit_origin` to use it on points"
-        )
+        if not x.is_floating_point():
+            raise TypeError(f"expected floating-point points, got {x.dtype}; use x.to(torch.float32)")
+        if num_samples is not None and num_samples < 1:
+            raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
+        d, m = x.shape[-1], self.matrix_dim
+        points = x.reshape(-1, d)
+        u = numeric_lift(self, points, self.orbit_origin(x.detach().new_zeros(d)[:0], d)).view(*x.shape[:-1], m, m)
+        if num_samples is not None:
+            u = u.unsqueeze(-3).expand(*x.shape[:-1], num_samples, m, m)
+        return u, with_samples(x, num_samples)[..., :0]
 
-    def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
-        """The chosen origin of each orbit, from which `lift` starts."""
-        raise NotImplementedError(f"{type(self).__name__} defines no lift, so its orbits have no origins")
+    def orbit_origin(self, orbit: Float[Tensor, "*batch q"], d: int | None = None) -> Float[Tensor, "*batch d"]:
+        """The chosen origin of each orbit, from which `lift` starts.
+
+        Unless a group says otherwise: 0 where the group moves it in every direction, else the first unit vector.
+
+        Args:
+            orbit: orbit ids, (..., q).
+            d: dimension of the points, where the group has no `point_dim`.
+        """
+        d = d or self.point_dim or self.matrix_dim
+        zero = orbit.new_zeros(*orbit.shape[:-1], d)
+        basis = torch.eye(self.dim, dtype=orbit.dtype, device=orbit.device)
+        fields = self.vector_field(basis, orbit.new_zeros(d))  # (dim, d)
+        if self.dim and int(torch.linalg.matrix_rank(fields)) == d:
+            return zero
+        first = torch.eye(d, dtype=orbit.dtype, device=orbit.device)[0]
+        return zero + first
 
     # Checks where users enter
 
@@ -237,6 +347,27 @@ class LieGroup(ABC):
             raise TypeError(f"expected floating-point points, got {x.dtype}; use x.to(torch.float32)")
         if num_samples is not None and num_samples < 1:
             raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
+
+
+@torch.compiler.assume_constant_result  # made while tracing, they would be traced: slowly, or not at all
+def _constants(group: LieGroup) -> tuple[Tensor, Tensor, Tensor]:
+    """Generators (dim, m, m), their dual basis (dim, m, m) and the structure constants, in float64, once a group."""
+    known = group.__dict__.get("_constants")
+    if known is not None:
+        return known
+    jacobian = torch.func.jacfwd(group.exp)(torch.zeros(group.dim, dtype=torch.float64))
+    generators = jacobian.movedim(-1, 0).detach()  # (dim, m, m)
+    if not torch.isfinite(generators).all():
+        raise ValueError(
+            f"the derivative of {type(group).__name__}.exp at 0 is not finite; write exp so that both sides of "
+            "every torch.where stay finite at 0 (see lie.groups.functions)"
+        )
+    dual = torch.linalg.pinv(generators.flatten(1)).mT.unflatten(-1, (group.matrix_dim,) * 2)
+    products = generators[:, None] @ generators[None]  # (dim, dim, m, m)
+    structure = torch.einsum("ijmn,kmn->ijk", products - products.transpose(0, 1), dual)
+    constants = (generators, dual, structure)
+    group.__dict__["_constants"] = constants
+    return constants
 
 
 def with_samples(x: Tensor, num_samples: int | None) -> Tensor:

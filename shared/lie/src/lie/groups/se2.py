@@ -15,8 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, affine_matrix, with_samples
-from lie.groups.functions import cosc, half_cot, sinc
+from lie.groups.functions import half_angle, half_cot_remainder
 from lie.groups.so2 import SO2, rotation_matrix
+
+
+def _logarithm(theta: Tensor, x: Tensor, y: Tensor) -> Float[Tensor, "*batch 3"]:
+    squared = theta.square()
+    h = 1.0 - squared * half_cot_remainder(squared)
+    half = 0.5 * theta
+    return torch.cat([theta, h * x + half * y, h * y - half * x], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,7 @@ class SE2(LieGroup):
     matrix_dim = 3
     point_dim = 2
     stabiliser_dim = 1
+    orbit_dim = 0
     isometric = True
 
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
@@ -34,15 +42,25 @@ class SE2(LieGroup):
         self._check_algebra(a)
         theta, t = a[..., :1], a[..., 1:]
         squared = theta.square()
-        V = rotation_matrix(sinc(squared), theta * cosc(squared))  # noqa: N806
+        c, s, _ = half_angle(squared)
+        V = rotation_matrix(2.0 * s * c, 2.0 * theta * s.square())  # noqa: N806
         return affine_matrix(rotation_matrix(theta.cos(), theta.sin()), (V @ t.unsqueeze(-1)).squeeze(-1))
 
     def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
         """The coordinates with angle in (-pi, pi]."""
         self._check_element(g)
         theta = torch.atan2(g[..., 1, :1], g[..., 0, :1])
-        V_inverse = rotation_matrix(half_cot(theta.square())[0], -0.5 * theta)  # noqa: N806
-        return torch.cat([theta, (V_inverse @ g[..., :2, 2:]).squeeze(-1)], dim=-1)
+        return _logarithm(theta, g[..., :1, 2], g[..., 1:2, 2])
+
+    def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
+        """``log(v^-1 u)`` in components, without the matrices of the pairs."""
+        self._check_element(u)
+        self._check_element(v)
+        uc, us, ux, uy = u[..., 0, :1], u[..., 1, :1], u[..., :1, 2], u[..., 1:2, 2]
+        vc, vs, vx, vy = v[..., 0, :1], v[..., 1, :1], v[..., :1, 2], v[..., 1:2, 2]
+        theta = torch.atan2(vc * us - vs * uc, vc * uc + vs * us)
+        x, y = ux - vx, uy - vy
+        return _logarithm(theta, vc * x + vs * y, vc * y - vs * x)
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The inverse motion, ``(R^T, -R^T t)``."""

@@ -1,12 +1,14 @@
 r"""Rigid motions SE(3) of space.
 
 exp of :math:`(\omega, t)` is :math:`(\exp\hat\omega, V t)` with
-:math:`V = A + B \hat\omega + C \omega\omega^T`, :math:`V^{-1} = h - \hat\omega/2 + D \omega\omega^T`
-(Eade, Lie groups for 2D and 3D transformations, 2013, section 3; A to D and h in `lie.groups.functions`).
+:math:`V = A + B \hat\omega + C \omega\omega^T`, :math:`V^{-1} = 1 - \hat\omega/2 + D \hat\omega^2`
+(Eade, Lie groups for 2D and 3D transformations, 2013, section 3; A to D in
+`lie.groups.functions`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +16,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, affine_matrix, with_samples
-from lie.groups.functions import cosc, half_cot, sinc, sinc_remainder
-from lie.groups.so3 import rotation_from_vector, uniform_rotations, vector_from_rotation
+from lie.groups.functions import half_angle, half_cot_remainder
+from lie.groups.so3 import (
+    cross,
+    quaternion,
+    relative_quaternion,
+    rotation_entries,
+    uniform_rotations,
+    vector_from_quaternion,
+)
+
+
+def _logarithm(q: tuple[Tensor, ...], shift: Sequence[Tensor]) -> Float[Tensor, "*batch 6"]:
+    """The coordinates of the motion with quaternion ``q`` and translation ``shift``, components (..., 1)."""
+    w, squared = vector_from_quaternion(q)
+    D = half_cot_remainder(squared)  # noqa: N806
+    across = cross(w, tuple(shift))
+    again = cross(w, across)
+    return torch.cat([*w, *(shift[i] + (D * again[i] - 0.5 * across[i]) for i in range(3))], dim=-1)
 
 
 @dataclass(frozen=True)
@@ -26,27 +44,39 @@ class SE3(LieGroup):
     matrix_dim = 4
     point_dim = 3
     stabiliser_dim = 3
+    orbit_dim = 0
     isometric = True
 
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
         """The motion after unit time with angular velocity ``w`` and body velocity ``(x, y, z)``."""
         self._check_algebra(a)
-        w, t = a[..., :3], a[..., 3:]
-        squared = w.square().sum(-1, keepdim=True)
-        along = (w * t).sum(-1, keepdim=True) * w
+        wx, wy, wz, x, y, z = a.split(1, dim=-1)
+        w, t = (wx, wy, wz), (x, y, z)
+        c, s, C = half_angle(wx * wx + wy * wy + wz * wz)  # noqa: N806
+        R, two = rotation_entries(w, c, s)  # noqa: N806
+        scaled = two * s
+        A, B = scaled * c, scaled * s  # noqa: N806
         # Split along and across the axis: 1 + C w^2 across would cancel to A near a half turn.
-        shift = sinc(squared) * t + cosc(squared) * torch.linalg.cross(w, t, dim=-1) + sinc_remainder(squared) * along
-        return affine_matrix(rotation_from_vector(w), shift)
+        along = C * (wx * x + wy * y + wz * z)
+        across = cross(w, t)
+        shift = [A * t[i] + (B * across[i] + along * w[i]) for i in range(3)]
+        zero = torch.zeros_like(x)
+        rows = [*R[:3], shift[0], *R[3:6], shift[1], *R[6:], shift[2], zero, zero, zero, torch.ones_like(x)]
+        return torch.cat(rows, dim=-1).unflatten(-1, (4, 4))
 
     def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
         """The coordinates with rotation vector of length at most pi."""
         self._check_element(g)
-        w, shift = vector_from_rotation(g[..., :3, :3]), g[..., :3, 3]
-        squared = w.square().sum(-1, keepdim=True)
-        h, remainder = half_cot(squared)
-        along = (w * shift).sum(-1, keepdim=True) * w
-        t = h * shift - 0.5 * torch.linalg.cross(w, shift, dim=-1) + remainder * along
-        return torch.cat([w, t], dim=-1)
+        return _logarithm(quaternion(g[..., :3, :3]), g[..., :3, 3].split(1, dim=-1))
+
+    def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
+        """``log(v^-1 u)``, by quaternions: each element is converted once, however many pairs it is part of."""
+        self._check_element(u)
+        self._check_element(v)
+        q = relative_quaternion(quaternion(u[..., :3, :3]), quaternion(v[..., :3, :3]))
+        x, y, z = (a - b for a, b in zip(u[..., :3, 3].split(1, -1), v[..., :3, 3].split(1, -1), strict=True))
+        R = v[..., :3, :3].flatten(-2).split(1, dim=-1)  # noqa: N806
+        return _logarithm(q, [R[i] * x + R[3 + i] * y + R[6 + i] * z for i in range(3)])
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The inverse motion, ``(R^T, -R^T t)``."""

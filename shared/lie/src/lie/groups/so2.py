@@ -25,6 +25,7 @@ class SO2(LieGroup):
     matrix_dim = 2
     point_dim = 2
     stabiliser_dim = 0
+    orbit_dim = 1
     isometric = True
 
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:

@@ -1,9 +1,11 @@
 r"""Rotations SO(3) of space about the origin.
 
-exp is Rodrigues' formula, :math:`R = 1 + A \hat\omega + B (\omega\omega^T - \theta^2)`. log takes the
+exp is Rodrigues' formula, :math:`R = 1 + A \hat\omega + B (\omega\omega^T - \theta^2)`, by a quaternion. log takes the
 quaternion (w, v) of R by the largest of its four squared components (Shepperd 1978), where no cancellation
 occurs at any angle, and then :math:`\omega = v\,\theta/|v|` by a function that is smooth
 on all of [0, pi]. At an angle of pi, where :math:`\pm\omega` name the same rotation, one of the two is returned.
+
+The arithmetic is by components, each of shape (..., 1): one kernel when compiled, and quick without.
 """
 
 from __future__ import annotations
@@ -16,51 +18,96 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, with_samples
-from lie.groups.functions import cosc, rotation_angle_factor, sinc
+from lie.groups.functions import half_angle, rotation_angle_factor
 from lie.groups.so2 import direction_and_norm
 
 
 def cross_matrix(w: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """The matrix of the map ``x -> w x x`` (cross product)."""
-    x, y, z = w.unbind(-1)
+    x, y, z = w.split(1, dim=-1)
     zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+    return torch.cat([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
+
+
+def cross(w: tuple[Tensor, ...], t: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """The cross product of two vectors given by their components, each (..., 1)."""
+    return w[1] * t[2] - w[2] * t[1], w[2] * t[0] - w[0] * t[2], w[0] * t[1] - w[1] * t[0]
+
+
+def rotation_entries(w: tuple[Tensor, ...], c: Tensor, s: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    """The nine entries, row by row, of the rotation with quaternion ``(c, s w)``; and two over its squared length.
+
+    The quaternion is normalised here: a rounding of the angle then turns the rotation but does not deform it.
+    Its length is 1 for every w, so that the derivative of the normalisation is nothing but rounding.
+    """
+    x, y, z = (s * component for component in w)
+    two = 2.0 / (c * c + (x * x + y * y + z * z)).detach()
+    tx, ty, tz = two * x, two * y, two * z
+    xx, yy, zz, xy, xz, yz = tx * x, ty * y, tz * z, tx * y, tx * z, ty * z
+    wx, wy, wz = c * tx, c * ty, c * tz
+    entries = (
+        *(1.0 - (yy + zz), xy - wz, xz + wy),
+        *(xy + wz, 1.0 - (xx + zz), yz - wx),
+        *(xz - wy, yz + wx, 1.0 - (xx + yy)),
+    )
+    return entries, two
 
 
 def rotation_from_vector(w: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
-    """The rotation by ``|w|`` radians about ``w`` (Rodrigues' formula)."""
-    squared = w.square().sum(-1, keepdim=True)
-    eye = torch.eye(3, dtype=w.dtype, device=w.device)
-    outer = w.unsqueeze(-1) * w.unsqueeze(-2) - squared.unsqueeze(-1) * eye
-    return eye + sinc(squared).unsqueeze(-1) * cross_matrix(w) + cosc(squared).unsqueeze(-1) * outer
+    """The rotation by ``|w|`` radians about ``w``."""
+    x, y, z = w.split(1, dim=-1)
+    c, s, _ = half_angle(x * x + y * y + z * z)
+    return torch.cat(rotation_entries((x, y, z), c, s)[0], dim=-1).unflatten(-1, (3, 3))
 
 
-def quaternion_from_rotation(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:  # noqa: N803
-    """The quaternion (w, x, y, z) of a rotation, w >= 0, not normalised (its length is between 8 and 16).
+def quaternion(
+    R: Float[Tensor, "*batch 3 3"],  # noqa: N803
+    scale: Float[Tensor, "*batch 1"] | float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The components (w, x, y, z), each (..., 1), of a quaternion of a rotation, not normalised, of either sign.
 
-    It is the row of the matrix 4 q q^T with the largest diagonal entry (at least 1), times that matrix.
+    It is the row of the matrix 4 q q^T with the largest diagonal entry (at least 1), so of length 2 to 4; chosen
+    by comparisons of the diagonal of R alone. A rotation times ``scale`` gives the row times that.
     """
-    r = R.flatten(-2).split(1, dim=-1)
-    rows = torch.cat(
-        [
-            *(1.0 + r[0] + r[4] + r[8], r[7] - r[5], r[2] - r[6], r[3] - r[1]),
-            *(r[7] - r[5], 1.0 + r[0] - r[4] - r[8], r[3] + r[1], r[2] + r[6]),
-            *(r[2] - r[6], r[3] + r[1], 1.0 - r[0] + r[4] - r[8], r[7] + r[5]),
-            *(r[3] - r[1], r[2] + r[6], r[7] + r[5], 1.0 - r[0] - r[4] + r[8]),
-        ],
-        dim=-1,
-    ).unflatten(-1, (4, 4))
-    pivot = rows.diagonal(dim1=-2, dim2=-1).argmax(-1, keepdim=True).unsqueeze(-1)  # (..., 1, 1)
-    row = torch.take_along_dim(rows, pivot, dim=-2)  # (..., 1, 4)
-    q = (row @ rows).squeeze(-2)  # one step of the power method averages the rounding of all nine entries
-    return torch.where(q[..., :1] < 0, -q, q)
+    r00, r01, r02, r10, r11, r12, r20, r21, r22 = R.flatten(-2).split(1, dim=-1)
+    down, first, last = r22 < 0, r00 > r11, r00 < -r11
+    less, more = scale - r22, scale + r22
+    sw, sx, sy, sz = more + (r00 + r11), less + (r00 - r11), less - (r00 - r11), more - (r00 + r11)
+    wx, wy, wz = r21 - r12, r02 - r20, r10 - r01
+    xy, xz, yz = r10 + r01, r02 + r20, r21 + r12
+    where = torch.where
+    return (
+        where(down, where(first, wx, wy), where(last, wz, sw)),
+        where(down, where(first, sx, xy), where(last, xz, wx)),
+        where(down, where(first, xy, sy), where(last, yz, wy)),
+        where(down, where(first, xz, yz), where(last, sz, wz)),
+    )
+
+
+def vector_from_quaternion(q: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """The rotation vector of length at most pi, by components, and its squared length, each (..., 1)."""
+    w, x, y, z = q
+    n = x * x + y * y + z * z
+    factor = rotation_angle_factor(w.abs(), n)
+    factor = torch.where(w < 0, -factor, factor)
+    return (factor * x, factor * y, factor * z), factor.square() * n
 
 
 def vector_from_rotation(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:  # noqa: N803
     """The rotation vector of length at most pi."""
-    q = quaternion_from_rotation(R)
-    v = q[..., 1:]
-    return rotation_angle_factor(q[..., :1], v.square().sum(-1, keepdim=True)) * v
+    return torch.cat(vector_from_quaternion(quaternion(R))[0], dim=-1)
+
+
+def relative_quaternion(u: tuple[Tensor, ...], v: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The product ``conj(v) u``: the quaternion of the rotation u as seen from v."""
+    uw, ux, uy, uz = u
+    vw, vx, vy, vz = v
+    return (
+        (vw * uw + vx * ux) + (vy * uy + vz * uz),
+        (vw * ux - vx * uw) + (vz * uy - vy * uz),
+        (vw * uy - vy * uw) + (vx * uz - vz * ux),
+        (vw * uz - vz * uw) + (vy * ux - vx * uy),
+    )
 
 
 def uniform_rotations(
@@ -85,6 +132,7 @@ class SO3(LieGroup):
     matrix_dim = 3
     point_dim = 3
     stabiliser_dim = 1
+    orbit_dim = 1
     isometric = True
 
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
@@ -96,6 +144,12 @@ class SO3(LieGroup):
         """The rotation vector of length at most pi."""
         self._check_element(g)
         return vector_from_rotation(g)
+
+    def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
+        """The rotation vector of ``v^T u``, by quaternions: each element is converted once, however many pairs."""
+        self._check_element(u)
+        self._check_element(v)
+        return torch.cat(vector_from_quaternion(relative_quaternion(quaternion(u), quaternion(v)))[0], dim=-1)
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The transpose."""

@@ -22,6 +22,7 @@ class T(LieGroup):
             raise ValueError(f"expected translations of at least one dimension, got T({self.n})")
 
     stabiliser_dim = 0
+    orbit_dim = 0
     isometric = True
 
     @property

@@ -35,6 +35,11 @@ class Trivial(LieGroup):
         """Dimension of the points: n."""
         return self.n
 
+    @property
+    def orbit_dim(self) -> int:  # type: ignore[override]
+        """Numbers that name an orbit: n."""
+        return self.n
+
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
         """The identity."""
         self._check_algebra(a)

@@ -137,6 +137,48 @@ def _adjoint(G: LieGroup, a: Tensor, b: Tensor, c: Tensor, tolerance: float) -> 
     )
 
 
+def _series(G: LieGroup, a: Tensor, b: Tensor, c: Tensor, tolerance: float) -> str | None:  # noqa: N803
+    eye = torch.eye(G.dim, dtype=a.dtype, device=a.device).expand(*a.shape, G.dim)
+    pulled, along = jvp_along(G.exp, a, b)
+    body = G.inverse(pulled) @ along
+    jacobian = (G.right_jacobian(a) @ b.unsqueeze(-1)).squeeze(-1)
+    # Small enough that the neglected terms of degree 6 are under 1e-10 of the result, where brackets are of size 1.
+    a_small, b_small = 0.02 * a, 0.02 * b
+    exact = G.relative(G.exp(b_small), G.exp(-a_small))
+    size = (a.norm(dim=-1) + b.norm(dim=-1)).amax().clamp(min=1.0) if a.numel() else a.new_ones(())
+    neglected = float((0.02 * size * _bracket_norm(G, a)) ** 6) / 100
+    return _first(
+        _differs("exp(a)^-1 d exp(a)[b] == hat(J(-a) b)", G.hat(jacobian), body, tolerance),
+        _differs("J(a) J(a)^-1 == 1", G.left_jacobian(a_small) @ G.left_jacobian_inverse(a_small), eye, tolerance),
+        _differs("bch(a, b, 5) == log(exp(a) exp(b))", G.bch(a_small, b_small, 5), exact, tolerance + neglected),
+    )
+
+
+def _bracket_norm(G: LieGroup, a: Tensor) -> float:  # noqa: N803
+    basis = torch.eye(G.dim, dtype=a.dtype, device=a.device)
+    brackets = G.bracket(basis[:, None], basis[None])  # (dim, dim, dim)
+    return max(1.0, float(brackets.norm())) if brackets.numel() else 1.0
+
+
+def _geodesics(G: LieGroup, a: Tensor, b: Tensor, c: Tensor, tolerance: float) -> str | None:  # noqa: N803
+    u, h = G.exp(0.5 * a), G.exp(0.5 * c)
+    step = 0.3 * b
+    v = u @ G.exp(step)
+    halfway = G.interpolate(u, v, 0.5)
+    spread = torch.stack([u @ G.exp(0.2 * s * b) for s in (-1.0, 0.5, 1.0)], dim=-3)
+    mean = G.mean(spread)
+    return _first(
+        _differs("interpolate(u, v, 0) == u", G.interpolate(u, v, 0.0), u, tolerance),
+        _differs("interpolate(u, v, 1) == v", G.interpolate(u, v, 1.0), v, tolerance),
+        _differs("interpolate(u, u exp(b), 1/2) == u exp(b / 2)", halfway, G.geodesic(u, step, 0.5), tolerance),
+        _differs("interpolate(h u, h v, s) == h interpolate(u, v, s)", G.interpolate(h @ u, h @ v, 0.5), h @ halfway,
+                 tolerance),
+        _differs("mean of u exp(s b) == u exp(mean(s) b)", mean, u @ G.exp(0.2 / 6 * b), tolerance),
+        _differs("mean(h g) == h mean(g)", G.mean(h.unsqueeze(-3) @ spread), h @ mean, tolerance),
+        _differs("pairwise(u)_ij == relative(u_i, u_j)", G.pairwise(u[:3])[1, 2], G.relative(u[1], u[2]), tolerance),
+    )  # fmt: skip
+
+
 def _action(G: LieGroup, a: Tensor, b: Tensor, c: Tensor, tolerance: float) -> str | None:  # noqa: N803
     g, h = G.exp(a), G.exp(b)
     d = G.point_dim or G.matrix_dim
@@ -177,6 +219,8 @@ _LAWS: tuple[Callable[[LieGroup, Tensor, Tensor, Tensor, float], str | None], ..
     _axioms,
     _algebra,
     _adjoint,
+    _series,
+    _geodesics,
     _action,
     _lift,
 )

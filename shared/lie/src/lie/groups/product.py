@@ -1,0 +1,147 @@
+"""The direct product of two groups: block-diagonal matrices, acting on the parts of a point."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lie.groups.base import LieGroup
+
+
+@dataclass(frozen=True)
+class Product(LieGroup):
+    """``G x H``. Coordinates: those of G, then those of H; matrices ``[[g, 0], [0, h]]``; points likewise.
+
+    A factor without a `point_dim` acts on points of its `matrix_dim` coordinates. Products nest.
+    """
+
+    G: LieGroup
+    H: LieGroup
+
+    def __post_init__(self) -> None:
+        for name, factor in (("G", self.G), ("H", self.H)):
+            if not isinstance(factor, LieGroup):
+                raise TypeError(f"expected a LieGroup for {name}, got {factor!r}; pass an instance such as SO3()")
+
+    @property
+    def dim(self) -> int:  # type: ignore[override]
+        """Sum of the numbers of coordinates."""
+        return self.G.dim + self.H.dim
+
+    @property
+    def matrix_dim(self) -> int:  # type: ignore[override]
+        """Sum of the sizes of the matrices."""
+        return self.G.matrix_dim + self.H.matrix_dim
+
+    @property
+    def point_dim(self) -> int:  # type: ignore[override]
+        """Sum of the dimensions of the points."""
+        return _point_dim(self.G) + _point_dim(self.H)
+
+    @property
+    def stabiliser_dim(self) -> int | None:  # type: ignore[override]
+        """Sum of the dimensions of the stabilisers, where both are known."""
+        first, second = self.G.stabiliser_dim, self.H.stabiliser_dim
+        return None if first is None or second is None else first + second
+
+    @property
+    def orbit_dim(self) -> int | None:  # type: ignore[override]
+        """Sum of the numbers that name the orbits, where both are known."""
+        first, second = self.G.orbit_dim, self.H.orbit_dim
+        return None if first is None or second is None else first + second
+
+    @property
+    def isometric(self) -> bool:  # type: ignore[override]
+        """Whether both are."""
+        return self.G.isometric and self.H.isometric
+
+    def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
+        """The exponentials of the two parts."""
+        self._check_algebra(a)
+        return _block_diagonal(self.G.exp(a[..., : self.G.dim]), self.H.exp(a[..., self.G.dim :]))
+
+    def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
+        """The logarithms of the two blocks."""
+        first, second = self._blocks(g)
+        return torch.cat([self.G.log(first), self.H.log(second)], dim=-1)
+
+    def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The inverses of the two blocks."""
+        first, second = self._blocks(g)
+        return _block_diagonal(self.G.inverse(first), self.H.inverse(second))
+
+    def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
+        """The relative elements of the two blocks."""
+        (ug, uh), (vg, vh) = self._blocks(u), self._blocks(v)
+        return torch.cat([self.G.relative(ug, vg), self.H.relative(uh, vh)], dim=-1)
+
+    def act(self, g: Float[Tensor, "*batch m m"], x: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch d"]:
+        """Each block on its part of the point."""
+        first, second = self._blocks(g)
+        x, y = self._parts(x)
+        return torch.cat([self.G.act(first, x), self.H.act(second, y)], dim=-1)
+
+    def vector_field(self, a: Float[Tensor, "*batch dim"], x: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch d"]:
+        """The fundamental fields of the two parts."""
+        self._check_algebra(a)
+        x, y = self._parts(x)
+        first = self.G.vector_field(a[..., : self.G.dim], x)
+        return torch.cat([first, self.H.vector_field(a[..., self.G.dim :], y)], dim=-1)
+
+    def sample(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Float[Tensor, "*shape m m"]:
+        """Independent samples of the two (Haar where both are)."""
+        return _block_diagonal(
+            self.G.sample(*shape, generator=generator, dtype=dtype, device=device),
+            self.H.sample(*shape, generator=generator, dtype=dtype, device=device),
+        )
+
+    def lift(
+        self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The lifts of the two parts; orbit ids side by side."""
+        self._check_points(x, num_samples)
+        d = _point_dim(self.G)
+        u, q = self.G.lift(x[..., :d], num_samples, generator)
+        v, r = self.H.lift(x[..., d:], num_samples, generator)
+        return _block_diagonal(u, v), torch.cat([q, r], dim=-1)
+
+    def orbit_origin(self, orbit: Float[Tensor, "*batch q"], d: int | None = None) -> Float[Tensor, "*batch d"]:
+        """The origins of the two parts."""
+        size = self.G.orbit_dim or 0  # a factor with the numeric lift has one orbit
+        origins = [
+            factor.orbit_origin(ids) if factor.orbit_dim is not None else factor.orbit_origin(ids, _point_dim(factor))
+            for factor, ids in ((self.G, orbit[..., :size]), (self.H, orbit[..., size:]))
+        ]
+        return torch.cat(origins, dim=-1)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.shape[-1:] != (self.point_dim,):
+            raise ValueError(f"expected points of shape (..., {self.point_dim}) for {self!r}, got {tuple(x.shape)}")
+        d = _point_dim(self.G)
+        return x[..., :d], x[..., d:]
+
+    def _blocks(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        self._check_element(g)
+        m = self.G.matrix_dim
+        return g[..., :m, :m], g[..., m:, m:]
+
+
+def _point_dim(group: LieGroup) -> int:
+    return group.matrix_dim if group.point_dim is None else group.point_dim
+
+
+def _block_diagonal(g: Tensor, h: Tensor) -> Tensor:
+    batch = torch.broadcast_shapes(g.shape[:-2], h.shape[:-2])
+    m, n = g.shape[-1], h.shape[-1]
+    top = torch.cat([g.expand(*batch, m, m), g.new_zeros(*batch, m, n)], dim=-1)
+    bottom = torch.cat([h.new_zeros(*batch, n, m), h.expand(*batch, n, n)], dim=-1)
+    return torch.cat([top, bottom], dim=-2)

@@ -1,0 +1,96 @@
+r"""Similarities Sim(3) of space: rotations, dilations, translations.
+
+exp of :math:`(\sigma, \omega, t)` is :math:`(e^\sigma \exp\hat\omega, V t)` with V the integral of
+:math:`e^{s\sigma} \exp(s\hat\omega)` over s in [0, 1], a combination of :math:`1, \hat\omega` and
+:math:`\omega\omega^T` (Eade, Lie groups for 2D and 3D transformations, 2013, section 6; `lie.groups.functions`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lie.groups.base import LieGroup, affine_matrix, with_samples
+from lie.groups.functions import half_angle, scaled_exponential_functions, scaled_logarithm_functions
+from lie.groups.so3 import cross, quaternion, rotation_entries, uniform_rotations, vector_from_quaternion
+
+
+@dataclass(frozen=True)
+class Sim3(LieGroup):
+    """Similarities of space. Coordinates ``(log s, wx, wy, wz, x, y, z)``; matrices ``[[s R, t], [0, 1]]``.
+
+    The stabiliser of a point, rotations and dilations, is not compact: `lift` draws the rotation uniformly and
+    takes the dilation 1.
+    """
+
+    dim = 7
+    matrix_dim = 4
+    point_dim = 3
+    stabiliser_dim = 4
+    orbit_dim = 0
+
+    def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
+        """The similarity after unit time with these velocities."""
+        self._check_algebra(a)
+        sigma, wx, wy, wz, x, y, z = a.split(1, dim=-1)
+        w, t = (wx, wy, wz), (x, y, z)
+        squared = wx * wx + wy * wy + wz * wz
+        c, s, _ = half_angle(squared)
+        R = torch.cat(rotation_entries(w, c, s)[0], dim=-1).unflatten(-1, (3, 3))  # noqa: N806
+        p, q, r = scaled_exponential_functions(sigma, squared)
+        along = r * (wx * x + wy * y + wz * z)
+        across = cross(w, t)
+        shift = torch.cat([p * t[i] + (q * across[i] + along * w[i]) for i in range(3)], dim=-1)
+        return affine_matrix(sigma.exp().unsqueeze(-1) * R, shift)
+
+    def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
+        """The coordinates with rotation vector of length at most pi."""
+        self._check_element(g)
+        linear, t = g[..., :3, :3], g[..., :3, 3].split(1, dim=-1)
+        dilation = _squared_dilation(linear)  # (..., 1)
+        sigma = 0.5 * dilation.log()
+        w, squared = vector_from_quaternion(quaternion(linear, dilation.sqrt()))
+        on_axis, q, r = scaled_logarithm_functions(sigma, squared)
+        across = cross(w, t)
+        again = cross(w, across)
+        return torch.cat([sigma, *w, *(on_axis * t[i] + (q * across[i] + r * again[i]) for i in range(3))], dim=-1)
+
+    def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The inverse similarity, ``(M^-1, -M^-1 t)`` with ``M^-1 = M^T / s^2``."""
+        self._check_element(g)
+        linear = g[..., :3, :3]
+        inverse = linear.mT / _squared_dilation(linear).unsqueeze(-1)
+        return affine_matrix(inverse, -(inverse @ g[..., :3, 3:]).squeeze(-1))
+
+    def sample(
+        self,
+        *shape: int,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Float[Tensor, "*shape m m"]:
+        """Uniform rotations, log-normal dilations and normal translations (the group is not compact)."""
+        rotation = uniform_rotations(*shape, generator=generator, dtype=dtype, device=device)
+        scale = torch.randn(*shape, 1, 1, generator=generator, dtype=dtype, device=device).exp()
+        return affine_matrix(scale * rotation, torch.randn(*shape, 3, generator=generator, dtype=dtype, device=device))
+
+    def lift(
+        self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rigid motions that take the origin to ``x``, with Haar rotations; the orbit id is empty (one orbit)."""
+        self._check_points(x, num_samples)
+        x = with_samples(x, num_samples)
+        rotation = uniform_rotations(*x.shape[:-1], generator=generator, dtype=x.dtype, device=x.device)
+        return affine_matrix(rotation, x), x[..., :0]
+
+    def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
+        """The origin of space."""
+        return orbit.new_zeros(*orbit.shape[:-1], 3)
+
+
+def _squared_dilation(linear: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 1"]:
+    """The square of the factor s of ``s R``, from all nine entries: their squares sum to 3 s^2."""
+    return linear.flatten(-2).square().sum(-1, keepdim=True) / 3.0

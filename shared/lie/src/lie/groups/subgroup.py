@@ -1,0 +1,96 @@
+"""A connected subgroup spanned by some of the coordinates of a group, such as the turns about one axis in SE(3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lie.groups.base import LieGroup
+
+
+@dataclass(frozen=True)
+class Subgroup(LieGroup):
+    """The subgroup of ``G`` whose algebra is spanned by the coordinates ``axes``, in that order.
+
+    ``Subgroup(SE3(), (2, 3, 4, 5))`` is SE(2) x R: turns about z and translations. Matrices and action are those
+    of G. The span must be closed under the bracket.
+
+    Raises:
+        ValueError: if an axis repeats or does not exist, or the span is no subalgebra; the message names the two
+            generators whose bracket leaves it.
+    """
+
+    G: LieGroup
+    axes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.G, LieGroup):
+            raise TypeError(f"expected a LieGroup for G, got {self.G!r}; pass an instance such as SE3()")
+        axes = tuple(int(axis) for axis in self.axes)
+        if not axes or len(set(axes)) < len(axes) or not all(0 <= axis < self.G.dim for axis in axes):
+            raise ValueError(
+                f"expected distinct coordinates between 0 and {self.G.dim - 1} of {self.G!r}, got {self.axes}"
+            )
+        object.__setattr__(self, "axes", axes)
+        basis = torch.eye(self.G.dim, dtype=torch.float64)
+        outside = [axis for axis in range(self.G.dim) if axis not in axes]
+        for i in axes:
+            for j in axes:
+                leak = self.G.bracket(basis[i], basis[j])[outside].abs()
+                if leak.numel() and leak.max() > 1e-12:  # structure constants are small integers up to rounding
+                    raise ValueError(
+                        f"the coordinates {axes} of {self.G!r} span no subalgebra: the bracket of {i} and {j} has a "
+                        f"part along {outside[int(leak.argmax())]}; add that coordinate"
+                    )
+
+    @property
+    def dim(self) -> int:  # type: ignore[override]
+        """Number of the coordinates."""
+        return len(self.axes)
+
+    @property
+    def matrix_dim(self) -> int:  # type: ignore[override]
+        """Size of the matrices of G."""
+        return self.G.matrix_dim
+
+    @property
+    def isometric(self) -> bool:  # type: ignore[override]
+        """Whether G is."""
+        return self.G.isometric
+
+    def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
+        """The exponential of G, the other coordinates being 0."""
+        return self.G.exp(self._embed(a))
+
+    def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
+        """The coordinates of the logarithm of G."""
+        return _pick(self.G.log(g), self.axes)
+
+    def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The inverse of G."""
+        return self.G.inverse(g)
+
+    def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
+        """The coordinates of the relative element of G."""
+        return _pick(self.G.relative(u, v), self.axes)
+
+    def act(self, g: Float[Tensor, "*batch m m"], x: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch d"]:
+        """The action of G."""
+        return self.G.act(g, x)
+
+    def vector_field(self, a: Float[Tensor, "*batch dim"], x: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch d"]:
+        """The fundamental field of G, the other coordinates being 0."""
+        return self.G.vector_field(self._embed(a), x)
+
+    def _embed(self, a: Tensor) -> Tensor:
+        self._check_algebra(a)
+        zero = torch.zeros_like(a[..., :1])
+        columns = [a[..., self.axes.index(i), None] if i in self.axes else zero for i in range(self.G.dim)]
+        return torch.cat(columns, dim=-1)
+
+
+def _pick(a: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return torch.cat([a[..., axis, None] for axis in axes], dim=-1)

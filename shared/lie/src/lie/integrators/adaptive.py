@@ -1,0 +1,417 @@
+r"""Explicit Runge-Kutta with a step size per sample and dense output: Dormand-Prince 5(4) and DOP853.
+
+Every sample of a batch has its own time, step and error control, so that a stiff one neither slows nor changes the
+others. A step (stages, error, acceptance, next size) is one function without a branch, which `torch.compile` makes
+one kernel. Outputs come from the continuous extension of the accepted steps and do not shorten them.
+
+The error of a step is measured by the maximum over the entries of ``|error| / (atol + rtol |y|)``: unlike a mean it
+is the same number however many samples there are beside it, to the last bit.
+
+Source: Hairer, Norsett, Wanner 1993, Solving Ordinary Differential Equations I, sections II.4 to II.6 and II.10.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lie.integrators.adjoint import run_segment, segments
+from lie.integrators.compiling import compiled_step
+from lie.integrators.errors import IntegrationError
+from lie.integrators.tableaux import DOP853, DOPRI5, Row, Tableau
+
+Field = Callable[[Tensor, Tensor], Tensor]
+
+_SAFETY, _SMALLEST, _LARGEST = 0.9, 0.2, 10.0
+_FLUSH = 64  # steps kept before the outputs within them are written
+
+
+def dopri5(
+    field: Field,
+    y0: Float[Tensor, "B *state"],
+    t: Float[Tensor, " T"],
+    *,
+    rtol: float = 1e-7,
+    atol: float = 1e-9,
+    first_step: float | None = None,
+    max_steps: int = 100_000,
+    project: Callable[[Tensor], Tensor] | None = None,
+    compile: bool = False,
+    checkpoint: bool = False,
+    return_reached: bool = False,
+) -> Float[Tensor, "T B *state"]:
+    """The states at ``t`` by Dormand and Prince's order 5, with a step size for each sample.
+
+    Args:
+        field: velocity ``field(t, y)`` of all samples, each of its own state alone; t has shape (B, 1, ..., 1) and
+            broadcasts against y.
+        y0: initial states, samples along the leading axis.
+        t: times, (T,), strictly increasing or strictly decreasing.
+        rtol, atol: relative and absolute tolerance of the error of one step, entry by entry.
+        first_step: size of the first step; None finds one per sample.
+        max_steps: attempted steps after which to give up.
+        project: applied to every accepted state, (B, *state) -> (B, *state); outputs are then steps, not
+            interpolated, so that they are projected too.
+        compile: compile the step; where the field cannot be, run eagerly and log the reason once.
+        checkpoint: differentiate by the discrete adjoint with checkpoints: the steps are found without a graph, then
+            taken again; memory of the square root of their number, for two more forward passes.
+        return_reached: return what was reached, NaN after it, in place of an error.
+
+    Returns:
+        States at the times, (T, B, ...). The gradient is that of the steps taken; their sizes count as constants.
+
+    Raises:
+        IntegrationError: on step underflow, values that are not finite, or too many steps; names the time, the step
+            and the samples, and holds what was reached.
+
+    Laws: a sample's result is the same, bit for bit, whatever samples are beside it, where the field computes each
+    sample by the same operations.
+    """
+    options = _Options(DOPRI5, rtol, atol, first_step, max_steps, project, compile, checkpoint, return_reached)
+    return _solve(field, y0, t, options)
+
+
+def dop853(
+    field: Field,
+    y0: Float[Tensor, "B *state"],
+    t: Float[Tensor, " T"],
+    *,
+    rtol: float = 1e-7,
+    atol: float = 1e-9,
+    first_step: float | None = None,
+    max_steps: int = 100_000,
+    project: Callable[[Tensor], Tensor] | None = None,
+    compile: bool = False,
+    checkpoint: bool = False,
+    return_reached: bool = False,
+) -> Float[Tensor, "T B *state"]:
+    """As `dopri5`, of order 8 with dense output of order 7: fewer steps where the tolerance is tight."""
+    options = _Options(DOP853, rtol, atol, first_step, max_steps, project, compile, checkpoint, return_reached)
+    return _solve(field, y0, t, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    tableau: Tableau
+    rtol: float
+    atol: float
+    first_step: float | None
+    max_steps: int
+    project: Callable[[Tensor], Tensor] | None
+    compile: bool
+    checkpoint: bool
+    return_reached: bool
+
+    def __post_init__(self) -> None:
+        if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
+            raise ValueError(f"expected tolerances that are not both zero, got rtol={self.rtol}, atol={self.atol}")
+        if self.first_step is not None and not self.first_step > 0:
+            raise ValueError(f"expected a positive first_step, got {self.first_step}")
+        if self.max_steps < 1:
+            raise ValueError(f"expected at least one step, got max_steps={self.max_steps}")
+
+
+@dataclass
+class _Record:
+    """Attempted steps, stacked when outputs are written: start, size and end of each, and its polynomial."""
+
+    start: list[Tensor]
+    size: list[Tensor]
+    end: list[Tensor]
+    coefficients: list[tuple[Tensor, ...]]
+    final: list[Tensor]
+
+
+def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
+    if y0.ndim < 1 or y0.shape[0] == 0:
+        raise ValueError(f"expected samples along the leading axis, shape (B, ...), got {tuple(y0.shape)}")
+    if len(t) == 1:
+        return y0.unsqueeze(0)
+    shape = y0.shape
+    times = t.to(y0.dtype)
+    direction = 1.0 if bool(times[1] > times[0]) else -1.0
+    times = direction * times  # increasing from here on
+    column = (-1,) + (1,) * (y0.ndim - 1)
+
+    def velocity(now: Tensor, y: Tensor) -> Tensor:  # (B, 1), (B, n)
+        return direction * field(direction * now.view(column), y.view(shape)).reshape(y.shape)
+
+    y = y0.reshape(shape[0], -1)
+    project = options.project
+    projected = None if project is None else lambda state: project(state.view(shape)).reshape(state.shape)
+
+    def make_attempt() -> Callable[..., tuple[Tensor, ...]]:
+        return _attempt_of(options, velocity, projected)
+
+    if options.compile:
+        key = (options.tableau.order, options.rtol, options.atol, direction, shape, y0.dtype, project)
+        attempt = compiled_step(make_attempt, field, key)
+    else:
+        attempt = make_attempt()
+    if options.checkpoint:
+        with torch.no_grad():
+            taken: list[tuple[Tensor, Tensor, Tensor]] = []
+            _integrate(velocity, attempt, y, times, options, direction, projected is not None, taken)
+        out = _replay(options.tableau, velocity, projected, y, times, taken)
+    else:
+        out = _integrate(velocity, attempt, y, times, options, direction, projected is not None, None)
+    return out.view(len(t), *shape)
+
+
+# --- one attempted step ---
+
+
+def _sum(weights: Row, K: list[Tensor]) -> Tensor:  # noqa: N803
+    total: Tensor | None = None
+    for weight, velocity in zip(weights, K, strict=True):
+        if weight != 0.0:
+            total = weight * velocity if total is None else total + weight * velocity
+    assert total is not None
+    return total
+
+
+def _advance(
+    tableau: Tableau, velocity: Field, now: Tensor, h: Tensor, y: Tensor, k: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """The new state and all stage velocities (the last is the velocity at the new state)."""
+    K = [k]  # noqa: N806
+    new = y
+    for c, row in zip(tableau.c[1:], tableau.A[1:], strict=True):
+        new = y + h * _sum(row, K)
+        K.append(velocity(now + c * h, new))
+    return new, K
+
+
+def _polynomial(
+    tableau: Tableau,
+    velocity: Field,
+    now: Tensor,
+    h: Tensor,
+    y: Tensor,
+    new: Tensor,
+    K: list[Tensor],  # noqa: N803
+) -> tuple[Tensor, ...]:
+    """The coefficients F of the continuous extension y + x (F0 + (1 - x) (F1 + x (F2 + (1 - x) (F3 + ...))))."""
+    K = list(K)  # noqa: N806
+    for c, row in zip(tableau.extra_c, tableau.extra_A, strict=True):
+        K.append(velocity(now + c * h, y + h * _sum(row, K)))
+    change = new - y
+    first = h * K[0] - change
+    last = h * K[len(tableau.c) - 1]
+    return (y, change, first, change - last - first, *(h * _sum(row, K) for row in tableau.D))
+
+
+def evaluate(coefficients: tuple[Tensor, ...] | list[Tensor], x: Tensor) -> Tensor:
+    """The continuous extension at the fraction ``x`` of the step."""
+    rest = 1.0 - x
+    value = coefficients[-1]
+    for i in range(len(coefficients) - 2, -1, -1):
+        value = coefficients[i] + (x if i % 2 == 0 else rest) * value
+    return value
+
+
+def _error(tableau: Tableau, h: Tensor, y: Tensor, new: Tensor, K: list[Tensor], rtol: float, atol: float) -> Tensor:  # noqa: N803
+    """The error of the step over the tolerance, (B, 1), by the maximum over the entries."""
+    scale = atol + rtol * torch.maximum(y.abs(), new.abs())
+    errors = [(h * _sum(row, K) / scale).abs().amax(-1, keepdim=True) for row in tableau.E]
+    if len(errors) == 1:
+        return errors[0]
+    fifth, third = errors
+    size = (fifth.square() + 0.01 * third.square()).sqrt()
+    return torch.where(size == 0, size, fifth.square() / torch.where(size == 0, torch.ones_like(size), size))
+
+
+def _power(x: Tensor, exponent: float) -> Tensor:
+    """``x ** exponent``, rounded alike wherever the number lies: torch's pow differs at the end of a vector."""
+    return (exponent * x.log()).exp()
+
+
+def _attempt_of(
+    options: _Options, velocity: Field, project: Callable[[Tensor], Tensor] | None
+) -> Callable[..., tuple[Tensor, ...]]:
+    tableau = options.tableau
+
+    def attempt(now: Tensor, h: Tensor, limit: Tensor, y: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        """One step of every sample from ``now`` (B, 1) by ``h``, not beyond ``limit``; at the limit, none."""
+        idle = now >= limit
+        lands = now + h * (1.0 + 1e-10) >= limit
+        size = torch.where(lands, limit - now, h)
+        new, K = _advance(tableau, velocity, now, size, y, k)  # noqa: N806
+        with torch.no_grad():
+            error = _error(tableau, size, y, new, K, options.rtol, options.atol)
+            accepted = (error <= 1.0) & ~idle  # false for NaN
+            factor = _SAFETY * _power(error.clamp(min=1e-12), tableau.error_exponent)
+            # NaN, or infinite: as short as allowed. A rejected step may not grow.
+            factor = torch.where(torch.isfinite(error), factor, torch.full_like(factor, _SMALLEST))
+            factor = factor.clamp(_SMALLEST, _LARGEST)
+            factor = torch.where(accepted, factor, factor.clamp(max=1.0))
+            # A step cut short by its limit says little about the next one: it may not shrink the proposal.
+            wanted = torch.where(lands & accepted, torch.maximum(h, size * factor), size * factor)
+            h_next = torch.where(idle, h, wanted)
+            end = torch.where(accepted, torch.where(lands, limit, now + size), now)
+        coefficients = _polynomial(tableau, velocity, now, size, y, new, K)
+        last = K[-1]
+        if project is not None:
+            new = project(new)
+            last = velocity(now + size, new)
+        # A rejected stage may be infinite: chosen away, not multiplied away, and its gradient with it.
+        y_next = torch.where(accepted, new, y)
+        k_next = torch.where(accepted, last, k)
+        return end, h_next, size, y_next, k_next, *coefficients
+
+    return attempt
+
+
+def _first_step(velocity: Field, now: Tensor, y: Tensor, k: Tensor, options: _Options) -> Tensor:
+    """A first step per sample, (B, 1) (Hairer, Norsett, Wanner 1993, section II.4)."""
+    scale = options.atol + options.rtol * y.abs()
+    d0, d1 = ((x / scale).abs().amax(-1, keepdim=True) for x in (y, k))
+    tiny = (d0 < 1e-5) | (d1 < 1e-5)
+    h0 = torch.where(tiny, torch.full_like(d0, 1e-6), 0.01 * d0 / torch.where(tiny, torch.ones_like(d1), d1))
+    d2 = ((velocity(now + h0, y + h0 * k) - k) / scale).abs().amax(-1, keepdim=True) / h0
+    largest = torch.maximum(d1, d2)
+    power = -options.tableau.error_exponent
+    flat = (h0 * 1e-3).clamp(min=1e-6)
+    h1 = torch.where(largest <= 1e-15, flat, _power(0.01 / largest.clamp(min=1e-15), power))
+    return torch.minimum(100.0 * h0, h1).nan_to_num(nan=1e-6)
+
+
+# --- the loop ---
+
+
+def _integrate(
+    velocity: Field,
+    attempt: Callable[..., tuple[Tensor, ...]],
+    y: Tensor,
+    times: Tensor,
+    options: _Options,
+    direction: float,
+    lands_on_outputs: bool,
+    taken: list[tuple[Tensor, Tensor, Tensor]] | None,
+) -> Tensor:
+    """All outputs (T, B, n); the steps taken (start, size, end) are appended to ``taken`` where it is a list."""
+    batch = y.shape[0]
+    now = times[:1].expand(batch).unsqueeze(-1).clone()  # (B, 1)
+    k = velocity(now, y)
+    with torch.no_grad():
+        span = times[-1] - times[0]
+        if options.first_step is None:
+            h = torch.minimum(_first_step(velocity, now, y, k, options), span)
+        else:
+            h = torch.full_like(now, options.first_step)
+    out = torch.full((len(times), *y.shape), torch.nan, dtype=y.dtype, device=y.device)
+    out = torch.cat([y.unsqueeze(0), out[1:]])
+    record = _Record([], [], [], [], [])
+    end_of_time = times[-1].expand_as(now)
+    eps = torch.finfo(y.dtype).eps
+    smallest = 16.0 * eps * times.abs().max().clamp(min=eps)
+    failure = None
+    for count in range(options.max_steps):
+        if lands_on_outputs:
+            following = torch.searchsorted(times, now.squeeze(-1).contiguous(), right=True)
+            limit = times[following.clamp(max=len(times) - 1)].unsqueeze(-1)
+        else:
+            limit = end_of_time
+        start, before = now, y
+        now, h, size, y, k, *coefficients = attempt(start, h, limit, y, k)
+        if not lands_on_outputs or bool((now > start).any()):
+            record.start.append(start)
+            record.size.append(size)
+            record.end.append(now)
+            record.coefficients.append((before, *coefficients[1:]))
+            record.final.append(y)
+        if taken is not None:
+            taken.append((start, size, now))
+        if len(record.start) == _FLUSH:
+            out = _write(out, times, record, lands_on_outputs)
+            record = _Record([], [], [], [], [])
+        going = now < times[-1]
+        stuck = going & (now == start) & (h < smallest)
+        if bool(stuck.any()):
+            finite = torch.isfinite(k).all(-1, keepdim=True) & torch.isfinite(y).all(-1, keepdim=True)
+            reason = "the step size underflowed" if bool(finite[stuck].all()) else "the field is not finite"
+            failure = (reason, "the field may be singular or stiff there: loosen rtol and atol, or end earlier", stuck)
+            break
+        if not bool(going.any()):
+            break
+    else:
+        going = now < times[-1]
+        remedy = "raise max_steps, loosen rtol and atol, or use a method for stiff fields"
+        failure = (f"not done after {options.max_steps} steps", remedy, going)
+    out = _write(out, times, record, lands_on_outputs)
+    if failure is not None and not options.return_reached:
+        reason, remedy, which = failure
+        rows = which.squeeze(-1).nonzero().squeeze(-1)
+        earliest = rows[now[rows, 0].argmin()]
+        raise IntegrationError(
+            reason, remedy, time=direction * float(now[earliest, 0]), step_size=direction * float(h[earliest, 0]),
+            samples=rows.tolist(), reached=out.detach(),
+        )  # fmt: skip
+    return out
+
+
+def _write(out: Tensor, times: Tensor, record: _Record, lands_on_outputs: bool) -> Tensor:
+    """``out`` with the outputs that lie within the recorded steps."""
+    if not record.start:
+        return out
+    starts = torch.cat(record.start, dim=1)  # (B, S)
+    ends = torch.cat(record.end, dim=1).contiguous()
+    sizes = torch.cat(record.size, dim=1)
+    lowest, highest = starts[:, :1], ends[:, -1:]
+    wanted = (times > lowest) & (times <= highest)  # (B, T)
+    columns = wanted.any(0).nonzero().squeeze(-1)
+    if len(columns) == 0:
+        return out
+    first, last = int(columns[0]), int(columns[-1]) + 1
+    query = times[first:last].expand(starts.shape[0], -1).contiguous()
+    index = torch.searchsorted(ends, query).clamp(max=starts.shape[1] - 1)  # (B, T'): the first step that gets there
+    samples = torch.arange(starts.shape[0], device=out.device).unsqueeze(-1)
+    if lands_on_outputs:
+        values = torch.stack(record.final)[index, samples]  # (B, T', n)
+    else:
+        x = (query - starts.gather(1, index)) / sizes.gather(1, index).clamp(min=torch.finfo(out.dtype).tiny)
+        parts = [torch.stack(part)[index, samples] for part in zip(*record.coefficients, strict=True)]
+        values = evaluate(parts, x.unsqueeze(-1))
+    mask = wanted[:, first:last].T.unsqueeze(-1)  # (T', B, 1)
+    block = torch.where(mask, values.transpose(0, 1), out[first:last])
+    return torch.cat([out[:first], block, out[last:]])
+
+
+def _replay(
+    tableau: Tableau,
+    velocity: Field,
+    project: Callable[[Tensor], Tensor] | None,
+    y: Tensor,
+    times: Tensor,
+    taken: list[tuple[Tensor, Tensor, Tensor]],
+) -> Tensor:
+    """The outputs again, by the steps ``taken``, with the graph of a segment at a time."""
+    out = torch.cat([y.unsqueeze(0), y.detach().new_full((len(times) - 1, *y.shape), torch.nan)])
+    k = velocity(times[:1].expand(y.shape[0]).unsqueeze(-1), y)
+    for steps in segments(len(taken)):
+
+        def segment(y: Tensor, k: Tensor, out: Tensor, steps: range = steps) -> tuple[Tensor, ...]:
+            record = _Record([], [], [], [], [])
+            for i in steps:
+                start, size, end = taken[i]
+                new, K = _advance(tableau, velocity, start, size, y, k)  # noqa: N806
+                coefficients = _polynomial(tableau, velocity, start, size, y, new, K)
+                last = K[-1]
+                if project is not None:
+                    new = project(new)
+                    last = velocity(start + size, new)
+                accepted = end > start
+                y, k = torch.where(accepted, new, y), torch.where(accepted, last, k)
+                record.start.append(start)
+                record.size.append(size)
+                record.end.append(end)
+                record.coefficients.append(coefficients)
+                record.final.append(y)
+            return y, k, _write(out, times, record, project is not None)
+
+        y, k, out = run_segment(segment, y, k, out)
+    return out

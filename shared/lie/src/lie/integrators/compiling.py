@@ -1,0 +1,56 @@
+"""Compile a step of an integrator as one kernel, or go on eagerly and say why, once."""
+
+from __future__ import annotations
+
+import logging
+import types
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import torch
+
+logger = logging.getLogger("lie.integrators")
+_compiled: weakref.WeakKeyDictionary[Any, dict[Hashable, Callable[..., Any]]] = weakref.WeakKeyDictionary()
+
+
+def compiled_step(make: Callable[[], Callable[..., Any]], field: Any, key: Hashable) -> Callable[..., Any]:
+    """The step that ``make()`` gives, compiled; made once for a field and a key, so that later calls reuse it.
+
+    The first call compiles. Where that fails, the step runs eagerly from then on and the reason is logged once, as
+    a warning of the logger ``lie.integrators``.
+    """
+    try:
+        steps = _compiled.setdefault(field, {})
+    except TypeError:  # an object without weak references cannot be remembered
+        steps = {}
+    if key not in steps:
+        steps[key] = _with_fallback(make(), field)
+    return steps[key]
+
+
+def _with_fallback(step: Callable[..., Any], field: Any) -> Callable[..., Any]:
+    # Dynamo keeps its cache on the code object and gives up after a few versions: each field gets a copy of its own.
+    if isinstance(step, types.FunctionType):
+        copy = types.FunctionType(
+            step.__code__.replace(), step.__globals__, step.__name__, step.__defaults__, step.__closure__
+        )
+        copy.__kwdefaults__ = step.__kwdefaults__
+        target: Callable[..., Any] = copy
+    else:
+        target = step
+    compiled = torch.compile(target, fullgraph=True, dynamic=False)
+    broken = False
+
+    def run(*args: Any) -> Any:
+        nonlocal broken
+        if not broken:
+            try:
+                return compiled(*args)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                broken = True
+                reason = str(error).strip().split("\n")[0]
+                logger.warning("the field %r cannot be compiled and runs eagerly: %s", field, reason)
+        return step(*args)
+
+    return run

@@ -1,0 +1,193 @@
+r"""Gauss collocation: the implicit midpoint rule (order 2) and the methods of two and three stages (4 and 6).
+
+.. math::
+    K_i = f(t + c_i h,\; y + h \sum_j a_{ij} K_j), \qquad y_1 = y + h \sum_i b_i K_i
+
+Symplectic for every Hamiltonian, separable or not; symmetric; they keep quadratic invariants exactly. The stages are
+found by fixed-point iteration from the extrapolated stages of the step before, until each sample's change is its
+rounding: stopping earlier would let the energy drift.
+
+Source: Hairer, Lubich, Wanner 2006, Geometric Numerical Integration, sections II.1.3, VI.4 and VIII.6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from math import sqrt
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lie.integrators.errors import IntegrationError
+from lie.integrators.fixed import Field, State, walk
+
+_NODES = {
+    1: (0.5,),
+    2: (0.5 - sqrt(3) / 6, 0.5 + sqrt(3) / 6),
+    3: (0.5 - sqrt(15) / 10, 0.5, 0.5 + sqrt(15) / 10),
+}
+MAXIMUM_ITERATIONS = 100
+
+
+@cache
+def collocation(stages: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes c (s,), weights b (s,), matrix A (s, s), and the extrapolation (s, s) of stages to the next step."""
+    c = np.array(_NODES[stages])
+    # Lagrange polynomials in powers: column j holds the coefficients of the one that is 1 at c_j.
+    lagrange = np.linalg.inv(np.vander(c, increasing=True))
+    powers = np.arange(1, stages + 1)
+    A = (c[:, None] ** powers / powers) @ lagrange  # noqa: N806
+    b = (1.0 / powers) @ lagrange
+    return c, b, A, np.vander(1.0 + c, stages, increasing=True) @ lagrange
+
+
+def implicit_midpoint(
+    field: Field,
+    y0: Float[Tensor, "..."],
+    t: Float[Tensor, " T"],
+    *,
+    step_size: float | None = None,
+    iterations: int | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
+    compile: bool = False,
+    checkpoint: bool = False,
+) -> Float[Tensor, "T ..."]:
+    """The states at ``t`` by the implicit midpoint rule, of order 2.
+
+    Args:
+        field: velocity ``field(t, y)``, any; its Lipschitz constant times the step must be below 2.
+        y0: initial state. Samples lie along the leading axis where there are two axes or more: each is iterated
+            to its own convergence, and none changes another.
+        t: times, (T,). Each interval is cut into equal steps no longer than ``step_size``.
+        step_size: largest step; None takes one step an interval.
+        iterations: a fixed number of them, without a test of convergence: no host sync, so that the step can be
+            compiled and mapped. None iterates to rounding.
+        project: applied to the state after every step.
+        compile: compile the step (with ``iterations``).
+        checkpoint: differentiate with memory of the square root of the number of steps, for one more forward pass.
+
+    Returns:
+        States at the times, (T, ...). Derivatives are those of the iteration, which converges with it.
+
+    Raises:
+        IntegrationError: if the iteration does not converge; names time, step and samples.
+        ValueError: for a step size or a number of iterations that is not positive, or ``compile`` without a number.
+
+    Laws: ``y . Q y`` is constant wherever its exact flow keeps it; reversing the times retraces the states.
+    """
+    return _gauss(1, field, y0, t, step_size, iterations, project, compile, checkpoint)
+
+
+def gauss4(
+    field: Field,
+    y0: Float[Tensor, "..."],
+    t: Float[Tensor, " T"],
+    *,
+    step_size: float | None = None,
+    iterations: int | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
+    compile: bool = False,
+    checkpoint: bool = False,
+) -> Float[Tensor, "T ..."]:
+    """As `implicit_midpoint`, with two stages and order 4."""
+    return _gauss(2, field, y0, t, step_size, iterations, project, compile, checkpoint)
+
+
+def gauss6(
+    field: Field,
+    y0: Float[Tensor, "..."],
+    t: Float[Tensor, " T"],
+    *,
+    step_size: float | None = None,
+    iterations: int | None = None,
+    project: Callable[[Tensor], Tensor] | None = None,
+    compile: bool = False,
+    checkpoint: bool = False,
+) -> Float[Tensor, "T ..."]:
+    """As `implicit_midpoint`, with three stages and order 6."""
+    return _gauss(3, field, y0, t, step_size, iterations, project, compile, checkpoint)
+
+
+def _gauss(
+    stages: int,
+    field: Field,
+    y0: Tensor,
+    t: Tensor,
+    step_size: float | None,
+    iterations: int | None,
+    project: Callable[[Tensor], Tensor] | None,
+    compile: bool,
+    checkpoint: bool,
+) -> Tensor:
+    if iterations is not None and iterations < 1:
+        raise ValueError(f"expected at least one iteration, got {iterations}")
+    if compile and iterations is None:
+        raise ValueError("a test of convergence cannot be compiled: give a number of iterations with compile=True")
+    c, b, A, ahead = collocation(stages)  # noqa: N806
+    rows, weights, following = A.tolist(), b.tolist(), ahead.tolist()
+
+    def make() -> Callable[..., State]:
+        def stage_velocities(t: Tensor, h: Tensor, y: Tensor, K: list[Tensor]) -> list[Tensor]:  # noqa: N803
+            return [field(t + float(c[i]) * h, y + h * _combine(rows[i], K)) for i in range(stages)]
+
+        def step(t: Tensor, h: Tensor, y: Tensor, *guess: Tensor) -> State:
+            K = list(guess)  # noqa: N806
+            if iterations is None:
+                K = _converged(stage_velocities, t, h, y, K)  # noqa: N806
+            else:
+                for _ in range(iterations):
+                    K = stage_velocities(t, h, y, K)  # noqa: N806
+            return (y + h * _combine(weights, K), *(_combine(following[i], K) for i in range(stages)))
+
+        return step
+
+    state = (y0, *([field(t[0], y0)] * stages)) if len(t) > 1 else (y0,)
+    return walk(
+        make, state, t, field=field, key=("gauss", stages, iterations), step_size=step_size, project=project,
+        compile=compile, checkpoint=checkpoint,
+    )  # fmt: skip
+
+
+def _combine(weights: list[float], K: list[Tensor]) -> Tensor:  # noqa: N803
+    total = weights[0] * K[0]
+    for weight, velocity in zip(weights[1:], K[1:], strict=True):
+        total = total + weight * velocity
+    return total
+
+
+def _converged(
+    velocities: Callable[[Tensor, Tensor, Tensor, list[Tensor]], list[Tensor]],
+    t: Tensor,
+    h: Tensor,
+    y: Tensor,
+    K: list[Tensor],  # noqa: N803
+) -> list[Tensor]:
+    """The stages iterated until, sample by sample, the change is zero or is small and no longer shrinks."""
+    batched = y.ndim >= 2
+    flat = (lambda x: x.flatten(1)) if batched else (lambda x: x.reshape(1, -1))
+    shape = (-1,) + (1,) * (y.ndim - 1) if batched else ()
+    eps = torch.finfo(y.dtype).eps
+    scale = flat(y.detach()).abs().amax(-1)
+    before = torch.full_like(scale, torch.inf)
+    done = torch.zeros_like(scale, dtype=torch.bool)
+    for _ in range(MAXIMUM_ITERATIONS):
+        new = velocities(t, h, y, K)
+        with torch.no_grad():
+            change = torch.stack([flat(a - b).abs().amax(-1) for a, b in zip(new, K, strict=True)]).amax(0)
+            change = h.abs() * change
+            size = torch.maximum(scale, h.abs() * torch.stack([flat(a).abs().amax(-1) for a in new]).amax(0))
+            finished = (change == 0) | ((change >= 0.5 * before) & (change <= 1e3 * eps * size))
+        keep = done.view(shape)
+        K = [torch.where(keep, a, b) for a, b in zip(K, new, strict=True)]  # noqa: N806
+        done, before = done | finished, change
+        if bool(done.all()):
+            return K
+    missing = (~done).nonzero().squeeze(-1).tolist()
+    raise IntegrationError(
+        f"the stages did not converge in {MAXIMUM_ITERATIONS} iterations",
+        "take a smaller step_size, or check that the field is finite and smooth there",
+        time=float(t), step_size=float(h), samples=missing if batched else [], reached=None,
+    )  # fmt: skip
