@@ -133,7 +133,7 @@ def test_func_transforms(group, dtype, default):
 
 
 @every_group
-@every_dtype
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float64, marks=pytest.mark.slow)], ids=str)
 def test_compiles_without_graph_breaks(group, dtype):
     """The verbs as one graph, and their jvp inside a compiled function, under the other default dtype."""
     before = torch.get_default_dtype()

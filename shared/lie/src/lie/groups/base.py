@@ -153,6 +153,14 @@ class LieGroup(ABC):
         self._check_element(g)
         return torch.linalg.inv(g)
 
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """``g`` with the rounding errors of long products taken out, where the group knows how (rotations do).
+
+        Here, where nothing is known of the group, g itself.
+        """
+        self._check_element(g)
+        return g
+
     def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
         """``log(v^-1 u)``: where ``u`` is as seen from ``v``. Unchanged when both are multiplied from the left."""
         return self.log(self.inverse(v) @ u)
@@ -383,6 +391,15 @@ def affine_matrix(linear: Float[Tensor, "*batch d d"], t: Float[Tensor, "*batch 
     bottom = torch.zeros_like(top[..., :1, :])
     bottom = torch.cat([bottom[..., :d], torch.ones_like(bottom[..., d:])], dim=-1)
     return torch.cat([top, bottom], dim=-2)
+
+
+def orthonormalised(R: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:  # noqa: N803
+    """One Newton step towards the nearest rotation, ``R (3 - R^T R) / 2``: the square of the error remains.
+
+    Source: Higham 2008, Functions of Matrices, section 8.3 (Newton-Schulz iteration of the polar decomposition).
+    """
+    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
+    return R + 0.5 * (R @ (eye - R.mT @ R))
 
 
 def _safe_norm(a: Tensor) -> Tensor:

@@ -73,6 +73,11 @@ class Product(LieGroup):
         first, second = self._blocks(g)
         return _block_diagonal(self.G.inverse(first), self.H.inverse(second))
 
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """Both blocks."""
+        first, second = self._blocks(g)
+        return _block_diagonal(self.G.normalise(first), self.H.normalise(second))
+
     def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
         """The relative elements of the two blocks."""
         (ug, uh), (vg, vh) = self._blocks(u), self._blocks(v)

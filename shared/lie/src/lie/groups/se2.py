@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.groups.base import LieGroup, affine_matrix, with_samples
+from lie.groups.base import LieGroup, affine_matrix, orthonormalised, with_samples
 from lie.groups.functions import half_angle, half_cot_remainder
 from lie.groups.so2 import SO2, rotation_matrix
 
@@ -67,6 +67,11 @@ class SE2(LieGroup):
         self._check_element(g)
         transposed = g[..., :2, :2].mT
         return affine_matrix(transposed, -(transposed @ g[..., :2, 2:]).squeeze(-1))
+
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The rotation nearest to ``g``, for a g that is one but for rounding."""
+        self._check_element(g)
+        return affine_matrix(orthonormalised(g[..., :2, :2]), g[..., :2, 2])
 
     def sample(
         self,

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.groups.base import LieGroup, affine_matrix, with_samples
+from lie.groups.base import LieGroup, affine_matrix, orthonormalised, with_samples
 from lie.groups.functions import half_angle, half_cot_remainder
 from lie.groups.so3 import (
     cross,
@@ -83,6 +83,11 @@ class SE3(LieGroup):
         self._check_element(g)
         transposed = g[..., :3, :3].mT
         return affine_matrix(transposed, -(transposed @ g[..., :3, 3:]).squeeze(-1))
+
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The rotation nearest to ``g``, for a g that is one but for rounding."""
+        self._check_element(g)
+        return affine_matrix(orthonormalised(g[..., :3, :3]), g[..., :3, 3])
 
     def sample(
         self,

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.groups.base import LieGroup, with_samples
+from lie.groups.base import LieGroup, orthonormalised, with_samples
 
 
 def rotation_matrix(cos: Float[Tensor, "*batch 1"], sin: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 2 2"]:
@@ -42,6 +42,11 @@ class SO2(LieGroup):
         """The transpose."""
         self._check_element(g)
         return g.mT
+
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The rotation nearest to ``g``, for a g that is one but for rounding."""
+        self._check_element(g)
+        return orthonormalised(g)
 
     def sample(
         self,

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.groups.base import LieGroup, with_samples
+from lie.groups.base import LieGroup, orthonormalised, with_samples
 from lie.groups.functions import half_angle, rotation_angle_factor
 from lie.groups.so2 import direction_and_norm
 
@@ -155,6 +155,11 @@ class SO3(LieGroup):
         """The transpose."""
         self._check_element(g)
         return g.mT
+
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The rotation nearest to ``g``, for a g that is one but for rounding."""
+        self._check_element(g)
+        return orthonormalised(g)
 
     def sample(
         self,

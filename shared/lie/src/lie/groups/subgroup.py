@@ -73,6 +73,10 @@ class Subgroup(LieGroup):
         """The inverse of G."""
         return self.G.inverse(g)
 
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """As in G."""
+        return self.G.normalise(g)
+
     def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
         """The coordinates of the relative element of G."""
         return _pick(self.G.relative(u, v), self.axes)

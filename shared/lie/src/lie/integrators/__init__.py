@@ -1,6 +1,30 @@
-"""Integrators of ordinary differential equations: torchdiffeq's methods and structure-preserving ones."""
+"""Ordinary differential equations: torchdiffeq's methods, a step per sample, and methods that keep structure."""
 
+from lie.integrators.adaptive import dop853, dopri5
+from lie.integrators.errors import IntegrationError
+from lie.integrators.gauss import gauss4, gauss6, implicit_midpoint
+from lie.integrators.lie_group import crouch_grossman, rkmk4
 from lie.integrators.odeint import METHODS, odeint
-from lie.integrators.symplectic import leapfrog
+from lie.integrators.projection import projection
+from lie.integrators.rattle import rattle, rattle4
+from lie.integrators.symplectic import leapfrog, yoshida4, yoshida6, yoshida8
 
-__all__ = ["METHODS", "leapfrog", "odeint"]
+__all__ = [
+    "METHODS",
+    "IntegrationError",
+    "crouch_grossman",
+    "dop853",
+    "dopri5",
+    "gauss4",
+    "gauss6",
+    "implicit_midpoint",
+    "leapfrog",
+    "odeint",
+    "projection",
+    "rattle",
+    "rattle4",
+    "rkmk4",
+    "yoshida4",
+    "yoshida6",
+    "yoshida8",
+]

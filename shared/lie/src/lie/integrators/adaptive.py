@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.integrators.adjoint import run_segment, segments
+from lie.integrators.adjoint import captured_leaves, run_segment, segments
 from lie.integrators.compiling import compiled_step
 from lie.integrators.errors import IntegrationError
 from lie.integrators.tableaux import DOP853, DOPRI5, Row, Tableau
@@ -117,13 +117,12 @@ class _Options:
 
 @dataclass
 class _Record:
-    """Attempted steps, stacked when outputs are written: start, size and end of each, and its polynomial."""
+    """Attempted steps, stacked when outputs are written."""
 
-    start: list[Tensor]
-    size: list[Tensor]
-    end: list[Tensor]
-    coefficients: list[tuple[Tensor, ...]]
-    final: list[Tensor]
+    times: list[Tensor]
+    """Start, size and end, (B, 3)."""
+    polynomial: list[Tensor]
+    """Coefficients of the continuous extension, (B, C, n), or the final state, (B, 1, n)."""
 
 
 def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
@@ -147,18 +146,20 @@ def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
     def make_attempt() -> Callable[..., tuple[Tensor, ...]]:
         return _attempt_of(options, velocity, projected)
 
-    if options.compile:
-        key = (options.tableau.order, options.rtol, options.atol, direction, shape, y0.dtype, project)
-        attempt = compiled_step(make_attempt, field, key)
-    else:
-        attempt = make_attempt()
+    def make_again() -> Callable[..., tuple[Tensor, ...]]:
+        return _again_of(options.tableau, velocity, projected)
+
+    key = (options.tableau.order, options.rtol, options.atol, direction, shape, y0.dtype, project)
+    attempt = compiled_step(make_attempt, field, key) if options.compile else make_attempt()
+    lands = projected is not None
     if options.checkpoint:
         with torch.no_grad():
-            taken: list[tuple[Tensor, Tensor, Tensor]] = []
-            _integrate(velocity, attempt, y, times, options, direction, projected is not None, taken)
-        out = _replay(options.tableau, velocity, projected, y, times, taken)
+            taken: list[Tensor] = []
+            _integrate(velocity, attempt, y, times, options, direction, lands, taken)
+        again = compiled_step(make_again, field, ("again", *key)) if options.compile else make_again()
+        out = _replay(again, velocity, y, times, lands, taken)
     else:
-        out = _integrate(velocity, attempt, y, times, options, direction, projected is not None, None)
+        out = _integrate(velocity, attempt, y, times, options, direction, lands, None)
     return out.view(len(t), *shape)
 
 
@@ -194,19 +195,20 @@ def _polynomial(
     y: Tensor,
     new: Tensor,
     K: list[Tensor],  # noqa: N803
-) -> tuple[Tensor, ...]:
-    """The coefficients F of the continuous extension y + x (F0 + (1 - x) (F1 + x (F2 + (1 - x) (F3 + ...))))."""
+) -> Tensor:
+    """The coefficients (B, C, n) of the continuous extension, nested as y + x (F0 + (1 - x) (F1 + x (F2 + ...)))."""
     K = list(K)  # noqa: N806
     for c, row in zip(tableau.extra_c, tableau.extra_A, strict=True):
         K.append(velocity(now + c * h, y + h * _sum(row, K)))
     change = new - y
     first = h * K[0] - change
     last = h * K[len(tableau.c) - 1]
-    return (y, change, first, change - last - first, *(h * _sum(row, K) for row in tableau.D))
+    return torch.stack([y, change, first, change - last - first, *(h * _sum(row, K) for row in tableau.D)], dim=1)
 
 
-def evaluate(coefficients: tuple[Tensor, ...] | list[Tensor], x: Tensor) -> Tensor:
-    """The continuous extension at the fraction ``x`` of the step."""
+def evaluate(polynomial: Tensor, x: Tensor) -> Tensor:
+    """The continuous extension with coefficients (..., C, n) at the fractions ``x`` (..., 1) of the step."""
+    coefficients = polynomial.unbind(-2)
     rest = 1.0 - x
     value = coefficients[-1]
     for i in range(len(coefficients) - 2, -1, -1):
@@ -235,7 +237,9 @@ def _attempt_of(
 ) -> Callable[..., tuple[Tensor, ...]]:
     tableau = options.tableau
 
-    def attempt(now: Tensor, h: Tensor, limit: Tensor, y: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+    def attempt(
+        now: Tensor, h: Tensor, limit: Tensor, final: Tensor, smallest: Tensor, y: Tensor, k: Tensor
+    ) -> tuple[Tensor, ...]:
         """One step of every sample from ``now`` (B, 1) by ``h``, not beyond ``limit``; at the limit, none."""
         idle = now >= limit
         lands = now + h * (1.0 + 1e-10) >= limit
@@ -253,15 +257,20 @@ def _attempt_of(
             wanted = torch.where(lands & accepted, torch.maximum(h, size * factor), size * factor)
             h_next = torch.where(idle, h, wanted)
             end = torch.where(accepted, torch.where(lands, limit, now + size), now)
-        coefficients = _polynomial(tableau, velocity, now, size, y, new, K)
+            going = end < final
+            stuck = going & ~accepted & ~idle & (h_next < smallest)
+            status = (going.to(torch.int8) + stuck.to(torch.int8)).amax()  # 0 done, 1 going, 2 stuck
         last = K[-1]
-        if project is not None:
+        if project is None:
+            polynomial = _polynomial(tableau, velocity, now, size, y, new, K)
+        else:
             new = project(new)
             last = velocity(now + size, new)
+            polynomial = new.unsqueeze(1)
         # A rejected stage may be infinite: chosen away, not multiplied away, and its gradient with it.
         y_next = torch.where(accepted, new, y)
         k_next = torch.where(accepted, last, k)
-        return end, h_next, size, y_next, k_next, *coefficients
+        return torch.cat([now, size, end], dim=1), h_next, y_next, k_next, polynomial, status
 
     return attempt
 
@@ -291,7 +300,7 @@ def _integrate(
     options: _Options,
     direction: float,
     lands_on_outputs: bool,
-    taken: list[tuple[Tensor, Tensor, Tensor]] | None,
+    taken: list[Tensor] | None,
 ) -> Tensor:
     """All outputs (T, B, n); the steps taken (start, size, end) are appended to ``taken`` where it is a list."""
     batch = y.shape[0]
@@ -305,38 +314,33 @@ def _integrate(
             h = torch.full_like(now, options.first_step)
     out = torch.full((len(times), *y.shape), torch.nan, dtype=y.dtype, device=y.device)
     out = torch.cat([y.unsqueeze(0), out[1:]])
-    record = _Record([], [], [], [], [])
-    end_of_time = times[-1].expand_as(now)
+    record = _Record([], [])
+    final = times[-1].expand_as(now).contiguous()
     eps = torch.finfo(y.dtype).eps
     smallest = 16.0 * eps * times.abs().max().clamp(min=eps)
-    failure = None
-    for count in range(options.max_steps):
+    failure, limit = None, final
+    for _ in range(options.max_steps):
         if lands_on_outputs:
             following = torch.searchsorted(times, now.squeeze(-1).contiguous(), right=True)
             limit = times[following.clamp(max=len(times) - 1)].unsqueeze(-1)
-        else:
-            limit = end_of_time
-        start, before = now, y
-        now, h, size, y, k, *coefficients = attempt(start, h, limit, y, k)
-        if not lands_on_outputs or bool((now > start).any()):
-            record.start.append(start)
-            record.size.append(size)
-            record.end.append(now)
-            record.coefficients.append((before, *coefficients[1:]))
-            record.final.append(y)
+        span_of_step, h, y, k, polynomial, status = attempt(now, h, limit, final, smallest, y, k)
+        now = span_of_step[:, 2:]
+        record.times.append(span_of_step)
+        record.polynomial.append(polynomial)
         if taken is not None:
-            taken.append((start, size, now))
-        if len(record.start) == _FLUSH:
+            taken.append(span_of_step)
+        if len(record.times) == _FLUSH:
             out = _write(out, times, record, lands_on_outputs)
-            record = _Record([], [], [], [], [])
-        going = now < times[-1]
-        stuck = going & (now == start) & (h < smallest)
-        if bool(stuck.any()):
-            finite = torch.isfinite(k).all(-1, keepdim=True) & torch.isfinite(y).all(-1, keepdim=True)
+            record = _Record([], [])
+        code = int(status)  # the one host sync of a step
+        if code == 2:
+            going = now < times[-1]
+            stuck = going & (now == span_of_step[:, :1]) & (h < smallest)
+            finite = torch.isfinite(polynomial).flatten(1).all(-1, keepdim=True)
             reason = "the step size underflowed" if bool(finite[stuck].all()) else "the field is not finite"
             failure = (reason, "the field may be singular or stiff there: loosen rtol and atol, or end earlier", stuck)
             break
-        if not bool(going.any()):
+        if code == 0:
             break
     else:
         going = now < times[-1]
@@ -356,13 +360,11 @@ def _integrate(
 
 def _write(out: Tensor, times: Tensor, record: _Record, lands_on_outputs: bool) -> Tensor:
     """``out`` with the outputs that lie within the recorded steps."""
-    if not record.start:
+    if not record.times:
         return out
-    starts = torch.cat(record.start, dim=1)  # (B, S)
-    ends = torch.cat(record.end, dim=1).contiguous()
-    sizes = torch.cat(record.size, dim=1)
-    lowest, highest = starts[:, :1], ends[:, -1:]
-    wanted = (times > lowest) & (times <= highest)  # (B, T)
+    starts, sizes, ends = torch.stack(record.times, dim=1).unbind(-1)  # (B, S) each
+    ends = ends.contiguous()
+    wanted = (times > starts[:, :1]) & (times <= ends[:, -1:])  # (B, T)
     columns = wanted.any(0).nonzero().squeeze(-1)
     if len(columns) == 0:
         return out
@@ -370,48 +372,58 @@ def _write(out: Tensor, times: Tensor, record: _Record, lands_on_outputs: bool) 
     query = times[first:last].expand(starts.shape[0], -1).contiguous()
     index = torch.searchsorted(ends, query).clamp(max=starts.shape[1] - 1)  # (B, T'): the first step that gets there
     samples = torch.arange(starts.shape[0], device=out.device).unsqueeze(-1)
+    polynomial = torch.stack(record.polynomial)[index, samples]  # (B, T', C, n)
     if lands_on_outputs:
-        values = torch.stack(record.final)[index, samples]  # (B, T', n)
+        values = polynomial.squeeze(2)
     else:
         x = (query - starts.gather(1, index)) / sizes.gather(1, index).clamp(min=torch.finfo(out.dtype).tiny)
-        parts = [torch.stack(part)[index, samples] for part in zip(*record.coefficients, strict=True)]
-        values = evaluate(parts, x.unsqueeze(-1))
+        values = evaluate(polynomial, x.unsqueeze(-1))
     mask = wanted[:, first:last].T.unsqueeze(-1)  # (T', B, 1)
     block = torch.where(mask, values.transpose(0, 1), out[first:last])
     return torch.cat([out[:first], block, out[last:]])
 
 
+def _again_of(
+    tableau: Tableau, velocity: Field, project: Callable[[Tensor], Tensor] | None
+) -> Callable[..., tuple[Tensor, ...]]:
+    def again(span_of_step: Tensor, y: Tensor, k: Tensor) -> tuple[Tensor, ...]:
+        """The step of known start, size and end, (B, 3)."""
+        start, size, end = span_of_step.split(1, dim=1)
+        new, K = _advance(tableau, velocity, start, size, y, k)  # noqa: N806
+        last = K[-1]
+        if project is None:
+            polynomial = _polynomial(tableau, velocity, start, size, y, new, K)
+        else:
+            new = project(new)
+            last = velocity(start + size, new)
+            polynomial = new.unsqueeze(1)
+        accepted = end > start
+        return torch.where(accepted, new, y), torch.where(accepted, last, k), polynomial
+
+    return again
+
+
 def _replay(
-    tableau: Tableau,
+    again: Callable[..., tuple[Tensor, ...]],
     velocity: Field,
-    project: Callable[[Tensor], Tensor] | None,
     y: Tensor,
     times: Tensor,
-    taken: list[tuple[Tensor, Tensor, Tensor]],
+    lands_on_outputs: bool,
+    taken: list[Tensor],
 ) -> Tensor:
     """The outputs again, by the steps ``taken``, with the graph of a segment at a time."""
     out = torch.cat([y.unsqueeze(0), y.detach().new_full((len(times) - 1, *y.shape), torch.nan)])
     k = velocity(times[:1].expand(y.shape[0]).unsqueeze(-1), y)
+    leaves = captured_leaves(lambda y, k: again(taken[0], y, k), y, k)
     for steps in segments(len(taken)):
 
         def segment(y: Tensor, k: Tensor, out: Tensor, steps: range = steps) -> tuple[Tensor, ...]:
-            record = _Record([], [], [], [], [])
+            record = _Record([], [])
             for i in steps:
-                start, size, end = taken[i]
-                new, K = _advance(tableau, velocity, start, size, y, k)  # noqa: N806
-                coefficients = _polynomial(tableau, velocity, start, size, y, new, K)
-                last = K[-1]
-                if project is not None:
-                    new = project(new)
-                    last = velocity(start + size, new)
-                accepted = end > start
-                y, k = torch.where(accepted, new, y), torch.where(accepted, last, k)
-                record.start.append(start)
-                record.size.append(size)
-                record.end.append(end)
-                record.coefficients.append(coefficients)
-                record.final.append(y)
-            return y, k, _write(out, times, record, project is not None)
+                y, k, polynomial = again(taken[i], y, k)
+                record.times.append(taken[i])
+                record.polynomial.append(polynomial)
+            return y, k, _write(out, times, record, lands_on_outputs)
 
-        y, k, out = run_segment(segment, y, k, out)
+        y, k, out = run_segment(segment, leaves, y, k, out)
     return out

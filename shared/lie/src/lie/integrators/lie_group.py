@@ -6,6 +6,8 @@ They solve :math:`\dot g = \hat\xi(t, g)\, g` (``side="left"``, the velocity as 
 - Runge-Kutta-Munthe-Kaas: the classical Runge-Kutta method for :math:`\dot\Omega = \mathrm{dexp}^{-1}_\Omega \xi`,
   :math:`g = e^\Omega g_0`, with :math:`\mathrm{dexp}^{-1}_\Omega \xi = \xi - \tfrac12 [\Omega, \xi] +
   \tfrac1{12} [\Omega, [\Omega, \xi]]`, which is enough for order 4 (the sign of the middle term is + on the right).
+Rounding would still carry a long product off the group: each step ends with ``group.normalise``.
+
 - Crouch-Grossman: products of exponentials of the stage velocities, no brackets.
 
 Source: Munthe-Kaas 1999; Crouch and Grossman 1993; Hairer, Lubich, Wanner 2006, sections IV.7 and IV.8.
@@ -71,7 +73,7 @@ def rkmk4(
             k2 = pulled(t + 0.5 * h, 0.5 * h * k1, g)
             k3 = pulled(t + 0.5 * h, 0.5 * h * k2, g)
             k4 = pulled(t + h, h * k3, g)
-            return (_move(group, h / 6.0 * (k1 + 2.0 * (k2 + k3) + k4), g, side),)
+            return (group.normalise(_move(group, h / 6.0 * (k1 + 2.0 * (k2 + k3) + k4), g, side)),)
 
         return step
 
@@ -105,7 +107,7 @@ def crouch_grossman(
             K: list[Tensor] = []  # noqa: N806
             for node, weights in zip(_CG_NODES, _CG_STAGES, strict=True):
                 K.append(field(t + node * h, product(h, weights, K, g)))
-            return (product(h, _CG_WEIGHTS, K, g),)
+            return (group.normalise(product(h, _CG_WEIGHTS, K, g)),)
 
         return step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,13 +11,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.integrators.symplectic import leapfrog
+from lie.integrators.adaptive import dop853, dopri5
+from lie.integrators.gauss import gauss4, gauss6, implicit_midpoint
+from lie.integrators.lie_group import crouch_grossman, rkmk4
+from lie.integrators.rattle import rattle, rattle4
+from lie.integrators.symplectic import leapfrog, yoshida4, yoshida6, yoshida8
 
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = ("euler", "midpoint", "heun3", "rk4", "explicit_adams", "implicit_adams")
 SCIPY = ("scipy_solver",)
-SYMPLECTIC = ("leapfrog",)
-METHODS = (*ADAPTIVE, *FIXED, *SCIPY, *SYMPLECTIC)
+_FIXED_STEP: dict[str, Callable[..., Tensor]] = {
+    "leapfrog": leapfrog,
+    "yoshida4": yoshida4,
+    "yoshida6": yoshida6,
+    "yoshida8": yoshida8,
+    "implicit_midpoint": implicit_midpoint,
+    "gauss4": gauss4,
+    "gauss6": gauss6,
+    "rattle": rattle,
+    "rattle4": rattle4,
+    "rkmk4": rkmk4,
+    "crouch_grossman": crouch_grossman,
+}
+_REQUIRED = {
+    "rattle": ("constraint",),
+    "rattle4": ("constraint",),
+    "rkmk4": ("group",),
+    "crouch_grossman": ("group",),
+}
+_PER_SAMPLE: dict[str, Callable[..., Tensor]] = {"dopri5": dopri5, "dop853": dop853}
+METHODS = (*ADAPTIVE, *FIXED, *SCIPY, "dop853", *_FIXED_STEP)
 """Names that `odeint` takes as ``method``."""
 
 
@@ -28,42 +52,66 @@ def odeint(
     method: str = "dopri5",
     rtol: float = 1e-7,
     atol: float = 1e-9,
+    per_sample: bool = False,
     adjoint: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Float[Tensor, "T ..."]:
     """The solution of ``dy/dt = field(t, y)``, ``y(t[0]) = y0``, at the times ``t``.
 
     Args:
-        field: velocity at time t (a scalar tensor) and state y, of the shape of y.
+        field: velocity at time t (a scalar tensor) and state y, of the shape of y. The methods on groups take
+            algebra coordinates; those with a step per sample pass t as (B, 1, ..., 1).
         y0: initial state, any shape.
         t: times, strictly increasing or strictly decreasing, at least one.
-        method: a name in `METHODS`: torchdiffeq's, or ``leapfrog`` for separable Hamiltonian fields.
-        rtol, atol: relative and absolute tolerance of the adaptive methods; one step size for the whole batch.
-        adjoint: differentiate by the continuous adjoint (constant memory; ``field`` must be a module)
-            instead of through the steps. torchdiffeq's methods only.
-        options: passed to the method. Fixed-step methods take one step per interval of ``t`` unless
-            ``step_size`` is given; ``leapfrog`` takes ``step_size`` and ``dim``.
+        method: a name in `METHODS`: torchdiffeq's, or one of ours (see the page on choosing an integrator).
+        rtol, atol: relative and absolute tolerance of the adaptive methods.
+        per_sample: for ``dopri5``: a step size for each sample along the leading axis, by `dopri5` of this package,
+            instead of one for the whole batch by torchdiffeq. ``dop853`` always has one for each.
+        adjoint: differentiate by the continuous adjoint (constant memory; ``field`` must be a module) instead of
+            through the steps, for torchdiffeq's methods; by checkpoints (memory of the square root of the number of
+            steps, the exact gradient of the steps) for ours.
+        options: passed to the method. Fixed-step methods take one step per interval of ``t`` unless ``step_size``
+            is given; ours are listed on the function of the same name: ``dim``, ``constraint``, ``group``, ``project``,
+            ``compile``, ``iterations``, ``max_steps``, ``return_reached`` and so on.
 
     Returns:
         States at the times, (T, ...).
 
     Raises:
-        ValueError: for an unknown method, times that are not strictly monotonic, non-finite input, or a
+        ValueError: for an unknown method or option, times that are not strictly monotonic, non-finite input, or a
             field whose output has another shape than the state.
-        FloatingPointError: if the solution leaves the finite numbers; the message names the first such time.
+        FloatingPointError: if the solution leaves the finite numbers; the message names the first such time. Ours
+            raise `IntegrationError`, a kind of it, which also names the step and the samples.
 
-    Source: torchdiffeq (Chen 2018) for its methods; Hairer, Lubich, Wanner 2006, section I.1 for leapfrog.
+    Source: torchdiffeq (Chen 2018) for its methods; for ours the module of each.
     """
     if method not in METHODS:
         from lie.run.errors import unknown_name
 
         raise unknown_name("method", method, METHODS)
-    _check(field, y0, t)
+    ours = {**_FIXED_STEP, **({"dop853": dop853} if not per_sample else _PER_SAMPLE)}
+    if per_sample and method not in _PER_SAMPLE:
+        raise ValueError(f"a step size for each sample is for {' and '.join(_PER_SAMPLE)}, not {method}")
+    on_group = method in ("rkmk4", "crouch_grossman")
+    _check(field, y0, t, same_shape=not on_group, per_sample=method in ours and method in _PER_SAMPLE)
     options = dict(options or {})
-    if method in SYMPLECTIC:
+    if method in ours:
+        allowed = list(inspect.signature(ours[method]).parameters)[3:]
+        for name in options:
+            if name not in allowed:
+                from lie.run.errors import unknown_name
+
+                raise unknown_name(f"option of {method}", name, allowed)
+        missing = [name for name in _REQUIRED.get(method, ()) if name not in options]
+        if missing:
+            raise ValueError(f"{method} needs options={{{missing[0]!r}: ...}}; see lie.integrators.{method}")
+        if method in _PER_SAMPLE:
+            options = {"rtol": rtol, "atol": atol, **options}
         if adjoint:
-            raise ValueError("the continuous adjoint is for torchdiffeq's methods; use adjoint=False with leapfrog")
-        solution = leapfrog(field, y0, t, **options)
+            options["checkpoint"] = True
+        solution = ours[method](field, y0, t, **options)
+        if options.get("return_reached"):
+            return solution
     else:
         import torchdiffeq
 
@@ -96,7 +144,9 @@ def odeint(
     return solution
 
 
-def _check(field: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor) -> None:
+def _check(
+    field: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor, *, same_shape: bool, per_sample: bool
+) -> None:
     if not y0.is_floating_point() or not t.is_floating_point():
         raise TypeError(f"expected floating-point state and times, got {y0.dtype} and {t.dtype}")
     if t.ndim != 1 or t.numel() == 0:
@@ -106,8 +156,11 @@ def _check(field: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor) -> 
         raise ValueError("expected strictly increasing or strictly decreasing times; sort them and drop repeats")
     if not torch.isfinite(y0).all() or not torch.isfinite(t).all():
         raise ValueError("expected a finite initial state and finite times, got NaN or infinity")
-    velocity = field(t[0], y0)
-    if velocity.shape != y0.shape:
+    if per_sample and (y0.ndim == 0 or len(y0) == 0):
+        raise ValueError(f"expected samples along the leading axis, shape (B, ...), got {tuple(y0.shape)}")
+    now = t[0].to(y0.dtype).expand(len(y0)).view(-1, *([1] * (y0.ndim - 1))) if per_sample else t[0]
+    velocity = field(now, y0)
+    if same_shape and velocity.shape != y0.shape:
         raise ValueError(
             f"expected a field of the state's shape {tuple(y0.shape)}, got {tuple(velocity.shape)} from field(t, y)"
         )

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from math import prod
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from lie.integrators.errors import IntegrationError

@@ -3,7 +3,8 @@ r"""RATTLE for constrained separable Hamiltonian systems, and its composition of
 With positions q, momenta p, constraints g(q) = 0, G = g'(q) and dq/dt = M^-1 p:
 
 .. math::
-    p_{1/2} &= p_0 + \tfrac{h}{2} \dot p(q_0) - G(q_0)^T \lambda, \quad q_1 = q_0 + h M^{-1} p_{1/2}, \quad g(q_1) = 0 \\
+    p_{1/2} &= p_0 + \tfrac{h}{2} \dot p(q_0) - G(q_0)^T \lambda, \quad
+    q_1 = q_0 + h M^{-1} p_{1/2}, \quad g(q_1) = 0 \\
     p_1 &= p_{1/2} + \tfrac{h}{2} \dot p(q_1) - G(q_1)^T \mu, \quad G(q_1) M^{-1} p_1 = 0
 
 Symplectic on the constraint surface, symmetric, of order 2; three steps with the weights of the triple jump have
