@@ -232,13 +232,13 @@ def test_numeric_lift_of_groups_that_define_none():
     screw = Subgroup(SE3(), (2, 3, 4, 5))
     x = torch.randn(20, 3, dtype=torch.float64, generator=generator)
     u, q = screw.lift(x)
-    assert torch.equal(screw.orbit_origin(q, 3), torch.zeros(20, 3, dtype=torch.float64))
-    torch.testing.assert_close(screw.act(u, screw.orbit_origin(q, 3)), x, rtol=0, atol=4e-15)
+    assert torch.equal(screw.orbit_origin(q), torch.zeros(20, 3, dtype=torch.float64))
+    torch.testing.assert_close(screw.act(u, screw.orbit_origin(q)), x, rtol=0, atol=4e-15)
     # Rotations reach the points of one sphere, -e_1 included, and no others.
     sphere = torch.nn.functional.normalize(torch.randn(20, 3, dtype=torch.float64, generator=generator), dim=-1)
     turns = Subgroup(Sim3(), (1, 2, 3))
-    u, q = turns.lift(torch.cat([sphere, -turns.orbit_origin(sphere[:1, :0], 3)]))
-    torch.testing.assert_close(turns.act(u, turns.orbit_origin(q, 3))[:20], sphere, rtol=0, atol=4e-15)
+    u, q = turns.lift(torch.cat([sphere, -turns.orbit_origin(sphere[:1, :0])]))
+    torch.testing.assert_close(turns.act(u, turns.orbit_origin(q))[:20], sphere, rtol=0, atol=4e-15)
     with pytest.raises(ValueError, match="not transitive"):
         turns.lift(2.0 * sphere)
     J = torch.func.jacrev(lambda p: Plain().lift(p)[0][:, 0].sum())(points[:3])

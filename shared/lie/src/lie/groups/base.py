@@ -303,28 +303,27 @@ class LieGroup(ABC):
             raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
         d, m = x.shape[-1], self.matrix_dim
         points = x.reshape(-1, d)
-        u = numeric_lift(self, points, self.orbit_origin(x.detach().new_zeros(d)[:0], d)).view(*x.shape[:-1], m, m)
+        u = numeric_lift(self, points, self._numeric_origin(x.detach(), d)).view(*x.shape[:-1], m, m)
         if num_samples is not None:
             u = u.unsqueeze(-3).expand(*x.shape[:-1], num_samples, m, m)
         return u, with_samples(x, num_samples)[..., :0]
 
-    def orbit_origin(self, orbit: Float[Tensor, "*batch q"], d: int | None = None) -> Float[Tensor, "*batch d"]:
+    def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The chosen origin of each orbit, from which `lift` starts.
 
-        Unless a group says otherwise: 0 where the group moves it in every direction, else the first unit vector.
-
-        Args:
-            orbit: orbit ids, (..., q).
-            d: dimension of the points, where the group has no `point_dim`.
+        For a group without a lift of its own, with points of `point_dim` (else `matrix_dim`) coordinates: 0 where
+        the group moves it in every direction, else the first unit vector.
         """
-        d = d or self.point_dim or self.matrix_dim
-        zero = orbit.new_zeros(*orbit.shape[:-1], d)
-        basis = torch.eye(self.dim, dtype=orbit.dtype, device=orbit.device)
-        fields = self.vector_field(basis, orbit.new_zeros(d))  # (dim, d)
+        d = self.point_dim or self.matrix_dim
+        return orbit.new_zeros(*orbit.shape[:-1], d) + self._numeric_origin(orbit, d)
+
+    def _numeric_origin(self, like: Tensor, d: int) -> Tensor:
+        basis = torch.eye(self.dim, dtype=like.dtype, device=like.device)
+        zero = like.new_zeros(d)
+        fields = self.vector_field(basis, zero)  # (dim, d)
         if self.dim and int(torch.linalg.matrix_rank(fields)) == d:
             return zero
-        first = torch.eye(d, dtype=orbit.dtype, device=orbit.device)[0]
-        return zero + first
+        return torch.eye(d, dtype=like.dtype, device=like.device)[0]
 
     # Checks where users enter
 
@@ -374,7 +373,7 @@ def _constants(group: LieGroup) -> tuple[Tensor, Tensor, Tensor]:
     products = generators[:, None] @ generators[None]  # (dim, dim, m, m)
     structure = torch.einsum("ijmn,kmn->ijk", products - products.transpose(0, 1), dual)
     constants = (generators, dual, structure)
-    group.__dict__["_constants"] = constants
+    object.__setattr__(group, "_constants", constants)  # on a frozen dataclass too
     return constants
 
 

@@ -119,14 +119,10 @@ class Product(LieGroup):
         v, r = self.H.lift(x[..., d:], num_samples, generator)
         return _block_diagonal(u, v), torch.cat([q, r], dim=-1)
 
-    def orbit_origin(self, orbit: Float[Tensor, "*batch q"], d: int | None = None) -> Float[Tensor, "*batch d"]:
+    def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The origins of the two parts."""
         size = self.G.orbit_dim or 0  # a factor with the numeric lift has one orbit
-        origins = [
-            factor.orbit_origin(ids) if factor.orbit_dim is not None else factor.orbit_origin(ids, _point_dim(factor))
-            for factor, ids in ((self.G, orbit[..., :size]), (self.H, orbit[..., size:]))
-        ]
-        return torch.cat(origins, dim=-1)
+        return torch.cat([self.G.orbit_origin(orbit[..., :size]), self.H.orbit_origin(orbit[..., size:])], dim=-1)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if x.shape[-1:] != (self.point_dim,):

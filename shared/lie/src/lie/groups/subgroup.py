@@ -57,6 +57,11 @@ class Subgroup(LieGroup):
         return self.G.matrix_dim
 
     @property
+    def point_dim(self) -> int | None:  # type: ignore[override]
+        """Dimension of the points of G."""
+        return self.G.point_dim
+
+    @property
     def isometric(self) -> bool:  # type: ignore[override]
         """Whether G is."""
         return self.G.isometric

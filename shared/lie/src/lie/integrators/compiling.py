@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 logger = logging.getLogger("lie.integrators")
 _compiled: weakref.WeakKeyDictionary[Any, dict[Hashable, Callable[..., Any]]] = weakref.WeakKeyDictionary()
@@ -47,7 +48,7 @@ def _with_fallback(step: Callable[..., Any], field: Any) -> Callable[..., Any]:
         if not broken:
             try:
                 return compiled(*args)
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except TorchDynamoException as error:
                 broken = True
                 reason = str(error).strip().split("\n")[0]
                 logger.warning("the field %r cannot be compiled and runs eagerly: %s", field, reason)

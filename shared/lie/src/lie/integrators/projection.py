@@ -22,7 +22,7 @@ MAXIMUM_ITERATIONS = 30
 
 def constraint_rows(constraint: Callable[[Tensor], Tensor], q: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     """The residuals (..., C) at ``q`` (..., *state) and the rows of their Jacobian, (C, ..., *state)."""
-    residual, pull = torch.func.vjp(constraint, q)
+    residual, pull = torch.func.vjp(constraint, q)  # type: ignore[misc]  (two without has_aux)
     batch = q.shape[: q.ndim - axes]
     if residual.shape[:-1] != batch:
         raise ValueError(

@@ -130,6 +130,10 @@ def half(field: Field, t: Tensor, q: Tensor, p: Tensor, dim: int, which: int) ->
     return field(t, torch.cat([q, p], dim=dim)).chunk(2, dim=dim)[which]
 
 
+def _force(field: Field, t: Tensor, y: Tensor, dim: int) -> Tensor:
+    return field(t, y).chunk(2, dim=dim)[1]
+
+
 def _composed(
     weights: tuple[float, ...],
     field: Field,
@@ -159,7 +163,7 @@ def _composed(
         return step
 
     if project is None:
-        state = (y0, half(field, t[0], *y0.chunk(2, dim=dim), dim, 1)) if len(t) > 1 else (y0,)
+        state = (y0, _force(field, t[0], y0, dim)) if len(t) > 1 else (y0,)
         return walk(
             make, state, t, field=field, key=("composed", weights, dim), step_size=step_size, compile=compile,
             checkpoint=checkpoint,
@@ -169,7 +173,7 @@ def _composed(
         inner = make()
 
         def step(t: Tensor, h: Tensor, y: Tensor) -> State:  # the projection moves q: the force is found afresh
-            return (inner(t, h, y, half(field, t, *y.chunk(2, dim=dim), dim, 1))[0],)
+            return (inner(t, h, y, _force(field, t, y, dim))[0],)
 
         return step
 
