@@ -1,4 +1,7 @@
-"""What the READMEs say is true: their Python runs, and the commands they name exist with the flags they name."""
+"""What the READMEs say is true: their Python runs, and the commands they name exist with the flags they name.
+
+The blocks of a page in ``docs/`` run one after the other.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ READMES = [
     "shared/lie/README.md",
     *(f"packages/{name}/README.md" for name in ("lieconv", "liederivative", "chnn")),
 ]
+PAGES = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
 COMMANDS = {"lieconv", "liederivative", "chnn"}
 
 
@@ -31,6 +35,11 @@ def blocks(readme: str, *languages: str) -> Iterator[tuple[int, str]]:
 
 
 PYTHON = [pytest.param(code, id=f"{readme}:{line}") for readme in READMES for line, code in blocks(readme, "python")]
+ON_PAGES = [
+    pytest.param(page, "\n".join(code), id=page)
+    for page in PAGES
+    if (code := [code for _, code in blocks(page, "python")])
+]
 
 
 def test_every_readme_has_an_example() -> None:
@@ -45,6 +54,13 @@ def test_python_runs(code: str, tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("page", "code"), ON_PAGES)
+def test_page_runs(page: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, page, "exec"), {"__name__": "__main__"})  # in this process: an import of torch takes seconds
 
 
 def command_lines(readme: str) -> Iterator[str]:

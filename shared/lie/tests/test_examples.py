@@ -1,4 +1,4 @@
-"""The examples run, in a small setting, and write what they say."""
+"""The examples run, in a small setting, and write what they say; an import loads no compiler."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def test_example(name: str, tmp_path: Path) -> None:
     assert done.stdout
     if ARGUMENTS[name]:
         assert (tmp_path / "picture.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_import_loads_no_compiler() -> None:
+    code = "import sys, lie.groups, lie.integrators, lie.testing; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)  # it would take some seconds

@@ -50,6 +50,9 @@ class LieGroup(ABC):
     isometric: bool = False
     """Whether the action on points preserves Euclidean distance."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     # What defines a group
 
     @abstractmethod
@@ -356,7 +359,6 @@ class LieGroup(ABC):
             raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
 
 
-@torch.compiler.assume_constant_result  # made while tracing, they would be traced: slowly, or not at all
 def _constants(group: LieGroup) -> tuple[Tensor, Tensor, Tensor]:
     """Generators (dim, m, m), their dual basis (dim, m, m) and the structure constants, in float64, once a group."""
     known = group.__dict__.get("_constants")
@@ -375,6 +377,11 @@ def _constants(group: LieGroup) -> tuple[Tensor, Tensor, Tensor]:
     constants = (generators, dual, structure)
     object.__setattr__(group, "_constants", constants)  # on a frozen dataclass too
     return constants
+
+
+# Made while tracing, they would be traced: slowly, or not at all. This is all that
+# `torch.compiler.assume_constant_result` does, but that imports the compiler: seconds at every start.
+_constants._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def with_samples(x: Tensor, num_samples: int | None) -> Tensor:

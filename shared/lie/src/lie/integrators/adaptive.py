@@ -28,6 +28,7 @@ Field = Callable[[Tensor, Tensor], Tensor]
 
 _SAFETY, _SMALLEST, _LARGEST = 0.9, 0.2, 10.0
 _FLUSH = 64  # steps kept before the outputs within them are written
+_TOGETHER = 1  # attempts in one compiled call
 
 
 def dopri5(
@@ -120,9 +121,9 @@ class _Record:
     """Attempted steps, stacked when outputs are written."""
 
     times: list[Tensor]
-    """Start, size and end, (B, 3)."""
+    """Start, size and end, (S, B, 3) each."""
     polynomial: list[Tensor]
-    """Coefficients of the continuous extension, (B, C, n), or the final state, (B, 1, n)."""
+    """Coefficients of the continuous extension, (S, B, C, n), or the final states, (S, B, 1, n)."""
 
 
 def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
@@ -143,15 +144,18 @@ def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
     project = options.project
     projected = None if project is None else lambda state: project(state.view(shape)).reshape(state.shape)
 
+    lands = projected is not None
+    # A call of a compiled step costs as much as its work: several attempts share one.
+    together = _TOGETHER if options.compile and not lands else 1
+
     def make_attempt() -> Callable[..., tuple[Tensor, ...]]:
-        return _attempt_of(options, velocity, projected)
+        return _attempts_of(_attempt_of(options, velocity, projected), together)
 
     def make_again() -> Callable[..., tuple[Tensor, ...]]:
         return _again_of(options.tableau, velocity, projected)
 
     key = (options.tableau.order, options.rtol, options.atol, direction, shape, y0.dtype, project)
     attempt = compiled_step(make_attempt, field, key) if options.compile else make_attempt()
-    lands = projected is not None
     if options.checkpoint:
         with torch.no_grad():
             taken: list[Tensor] = []
@@ -270,9 +274,26 @@ def _attempt_of(
         # A rejected stage may be infinite: chosen away, not multiplied away, and its gradient with it.
         y_next = torch.where(accepted, new, y)
         k_next = torch.where(accepted, last, k)
-        return torch.cat([now, size, end], dim=1), h_next, y_next, k_next, polynomial, status
+        return torch.cat([now, size, end], dim=1), end, h_next, y_next, k_next, polynomial, status
 
     return attempt
+
+
+def _attempts_of(attempt: Callable[..., tuple[Tensor, ...]], count: int) -> Callable[..., tuple[Tensor, ...]]:
+    """``count`` attempts one after the other; their records stacked in front."""
+
+    def attempts(
+        now: Tensor, h: Tensor, limit: Tensor, final: Tensor, smallest: Tensor, y: Tensor, k: Tensor
+    ) -> tuple[Tensor, ...]:
+        spans, polynomials, status = [], [], None
+        for _ in range(count):
+            span, now, h, y, k, polynomial, status = attempt(now, h, limit, final, smallest, y, k)
+            spans.append(span)
+            polynomials.append(polynomial)
+        assert status is not None
+        return torch.stack(spans), now, h, y, k, torch.stack(polynomials), status
+
+    return attempts
 
 
 def _first_step(velocity: Field, now: Tensor, y: Tensor, k: Tensor, options: _Options) -> Tensor:
@@ -319,24 +340,25 @@ def _integrate(
     eps = torch.finfo(y.dtype).eps
     smallest = 16.0 * eps * times.abs().max().clamp(min=eps)
     failure, limit = None, final
-    for _ in range(options.max_steps):
+    attempted = 0
+    while attempted < options.max_steps:
         if lands_on_outputs:
             following = torch.searchsorted(times, now.squeeze(-1).contiguous(), right=True)
             limit = times[following.clamp(max=len(times) - 1)].unsqueeze(-1)
-        span_of_step, h, y, k, polynomial, status = attempt(now, h, limit, final, smallest, y, k)
-        now = span_of_step[:, 2:]
-        record.times.append(span_of_step)
+        spans, now, h, y, k, polynomial, status = attempt(now, h, limit, final, smallest, y, k)
+        attempted += len(spans)
+        record.times.append(spans)
         record.polynomial.append(polynomial)
         if taken is not None:
-            taken.append(span_of_step)
-        if len(record.times) == _FLUSH:
+            taken.extend(spans)
+        if len(record.times) * len(spans) >= _FLUSH:
             out = _write(out, times, record, lands_on_outputs)
             record = _Record([], [])
-        code = int(status)  # the one host sync of a step
+        code = int(status)  # the one host sync
         if code == 2:
             going = now < times[-1]
-            stuck = going & (now == span_of_step[:, :1]) & (h < smallest)
-            finite = torch.isfinite(polynomial).flatten(1).all(-1, keepdim=True)
+            stuck = going & (now == spans[-1, :, :1]) & (h < smallest)
+            finite = torch.isfinite(polynomial[-1]).flatten(1).all(-1, keepdim=True)
             reason = "the step size underflowed" if bool(finite[stuck].all()) else "the field is not finite"
             failure = (reason, "the field may be singular or stiff there: loosen rtol and atol, or end earlier", stuck)
             break
@@ -362,7 +384,7 @@ def _write(out: Tensor, times: Tensor, record: _Record, lands_on_outputs: bool) 
     """``out`` with the outputs that lie within the recorded steps."""
     if not record.times:
         return out
-    starts, sizes, ends = torch.stack(record.times, dim=1).unbind(-1)  # (B, S) each
+    starts, sizes, ends = torch.cat(record.times).transpose(0, 1).unbind(-1)  # (B, S) each
     ends = ends.contiguous()
     wanted = (times > starts[:, :1]) & (times <= ends[:, -1:])  # (B, T)
     columns = wanted.any(0).nonzero().squeeze(-1)
@@ -372,7 +394,7 @@ def _write(out: Tensor, times: Tensor, record: _Record, lands_on_outputs: bool) 
     query = times[first:last].expand(starts.shape[0], -1).contiguous()
     index = torch.searchsorted(ends, query).clamp(max=starts.shape[1] - 1)  # (B, T'): the first step that gets there
     samples = torch.arange(starts.shape[0], device=out.device).unsqueeze(-1)
-    polynomial = torch.stack(record.polynomial)[index, samples]  # (B, T', C, n)
+    polynomial = torch.cat(record.polynomial)[index, samples]  # (B, T', C, n)
     if lands_on_outputs:
         values = polynomial.squeeze(2)
     else:
@@ -421,8 +443,8 @@ def _replay(
             record = _Record([], [])
             for i in steps:
                 y, k, polynomial = again(taken[i], y, k)
-                record.times.append(taken[i])
-                record.polynomial.append(polynomial)
+                record.times.append(taken[i].unsqueeze(0))
+                record.polynomial.append(polynomial.unsqueeze(0))
             return y, k, _write(out, times, record, lands_on_outputs)
 
         y, k, out = run_segment(segment, leaves, y, k, out)

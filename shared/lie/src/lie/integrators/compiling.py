@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import types
-import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 
 logger = logging.getLogger("lie.integrators")
-_compiled: weakref.WeakKeyDictionary[Any, dict[Hashable, Callable[..., Any]]] = weakref.WeakKeyDictionary()
+_compiled: OrderedDict[Hashable, Callable[..., Any]] = OrderedDict()
+_MAXIMUM = 64  # steps remembered: each keeps its field alive
 
 
 def compiled_step(make: Callable[[], Callable[..., Any]], field: Any, key: Hashable) -> Callable[..., Any]:
@@ -22,15 +22,18 @@ def compiled_step(make: Callable[[], Callable[..., Any]], field: Any, key: Hasha
     a warning of the logger ``lie.integrators``.
     """
     try:
-        steps = _compiled.setdefault(field, {})
-    except TypeError:  # an object without weak references cannot be remembered
-        steps = {}
-    if key not in steps:
-        steps[key] = _with_fallback(make(), field)
-    return steps[key]
+        step = _compiled.pop((field, key), None)
+    except TypeError:  # what cannot be hashed cannot be remembered
+        return _with_fallback(make(), field)
+    step = _compiled[field, key] = step or _with_fallback(make(), field)
+    if len(_compiled) > _MAXIMUM:
+        _compiled.popitem(last=False)
+    return step
 
 
 def _with_fallback(step: Callable[..., Any], field: Any) -> Callable[..., Any]:
+    from torch._dynamo.exc import TorchDynamoException  # some seconds, which only those who compile wait
+
     # Dynamo keeps its cache on the code object and gives up after a few versions: each field gets a copy of its own.
     if isinstance(step, types.FunctionType):
         copy = types.FunctionType(
