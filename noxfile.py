@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from email import message_from_string
 from pathlib import Path
@@ -149,8 +150,8 @@ def docs(session: nox.Session) -> None:
 @nox.session(default=False)
 @each_member
 def bench(session: nox.Session, member: Member) -> None:
-    """The benchmarks of one member, each against a baseline in the same run."""
-    install_editable(session, member)
+    """The benchmarks of one member, each against a baseline in the same run; installs the peers it names."""
+    install_editable(session, member, extras=("test", *(["bench"] if "bench" in extras_of(member) else [])))
     # One thread, unless asked otherwise: ratios then depend neither on the machine's cores nor on what else runs.
     environment = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     folder = f"{member.folder}/benchmarks"
@@ -219,15 +220,21 @@ def locked(*names: str) -> list[str]:
     return [f"{name}=={versions[name]}" for name in names]
 
 
-def install_editable(session: nox.Session, *members: Member) -> None:
-    """Install ``members`` with their test extras and the core, editable.
+def install_editable(session: nox.Session, *members: Member, extras: Iterable[str] = ("test",)) -> None:
+    """Install ``members`` with their ``extras`` and the core, editable.
 
     The first install resolves what each member brings, the core included; the second only points the
     members' own names at the working tree, so that an edit is seen without another install.
     """
-    session.install(*(f"./{member.folder}[test]" for member in members))
+    session.install(*(f"./{member.folder}[{','.join(extras)}]" for member in members))
     own = dict.fromkeys((CORE, *members))
     session.install("--no-deps", *(argument for member in own for argument in ("-e", f"./{member.folder}")))
+
+
+def extras_of(member: Member) -> dict[str, list[str]]:
+    """The extras that a member declares."""
+    project = tomllib.loads((ROOT / member.folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project["optional-dependencies"]
 
 
 def one_thread() -> dict[str, str]:
