@@ -29,6 +29,7 @@ nox.options.sessions = ["lint", "tests", "integration"]
 ROOT = Path(__file__).parent.resolve()
 DIST = ROOT / "dist"
 DATA = ROOT.parent / "shared" / "data"  # real data beside a checkout; absent in a public clone
+KEEP_MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")  # settings of glibc
 MINIMUM_COVERAGE = 85  # per cent of lines and branches, all four members together
 
 
@@ -153,7 +154,9 @@ def bench(session: nox.Session, member: Member) -> None:
     """The benchmarks of one member, each against a baseline in the same run; installs the peers it names."""
     install_editable(session, member, extras=("test", *(["bench"] if "bench" in extras_of(member) else [])))
     # One thread, unless asked otherwise: ratios then depend neither on the machine's cores nor on what else runs.
-    environment = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    # Freed memory is kept: to be given fresh pages for every large result costs more than most arithmetic.
+    settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **dict.fromkeys(KEEP_MEMORY, str(2**33))}
+    environment = {name: os.environ.get(name, value) for name, value in settings.items()}
     folder = f"{member.folder}/benchmarks"
     session.run("pytest", folder, "-s", "--benchmark-columns=min,median,rounds", *session.posargs, env=environment)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from lie.groups.bch import baker_campbell_hausdorff
 from lie.groups.lifting import numeric_lift
 from lie.groups.mean import karcher_mean
+from lie.groups.recompute import recomputed
 
 
 class LieGroup(ABC):
@@ -165,7 +166,16 @@ class LieGroup(ABC):
         return g
 
     def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
-        """``log(v^-1 u)``: where ``u`` is as seen from ``v``. Unchanged when both are multiplied from the left."""
+        """``log(v^-1 u)``: where ``u`` is as seen from ``v``. Unchanged when both are multiplied from the left.
+
+        Without a compiler, what backward needs of each pair is computed again rather than kept.
+        """
+        self._check_element(u)
+        self._check_element(v)
+        return recomputed(self._relative, u, v)
+
+    def _relative(self, u: Tensor, v: Tensor) -> Tensor:
+        """What `relative` computes; a group that knows a shorter way overrides this."""
         return self.log(self.inverse(v) @ u)
 
     def pairwise(

@@ -78,7 +78,7 @@ class Product(LieGroup):
         first, second = self._blocks(g)
         return _block_diagonal(self.G.normalise(first), self.H.normalise(second))
 
-    def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
+    def _relative(self, u: Tensor, v: Tensor) -> Tensor:
         """The relative elements of the two blocks."""
         (ug, uh), (vg, vh) = self._blocks(u), self._blocks(v)
         return torch.cat([self.G.relative(ug, vg), self.H.relative(uh, vh)], dim=-1)

@@ -42,7 +42,7 @@ class SE2(LieGroup):
         self._check_algebra(a)
         theta, t = a[..., :1], a[..., 1:]
         squared = theta.square()
-        c, s, _ = half_angle(squared)
+        c, s = half_angle(squared)
         V = rotation_matrix(2.0 * s * c, 2.0 * theta * s.square())  # noqa: N806
         return affine_matrix(rotation_matrix(theta.cos(), theta.sin()), (V @ t.unsqueeze(-1)).squeeze(-1))
 
@@ -52,10 +52,8 @@ class SE2(LieGroup):
         theta = torch.atan2(g[..., 1, :1], g[..., 0, :1])
         return _logarithm(theta, g[..., :1, 2], g[..., 1:2, 2])
 
-    def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
-        """``log(v^-1 u)`` in components, without the matrices of the pairs."""
-        self._check_element(u)
-        self._check_element(v)
+    def _relative(self, u: Tensor, v: Tensor) -> Tensor:
+        """By components, without the matrices of the pairs."""
         uc, us, ux, uy = u[..., 0, :1], u[..., 1, :1], u[..., :1, 2], u[..., 1:2, 2]
         vc, vs, vx, vy = v[..., 0, :1], v[..., 1, :1], v[..., :1, 2], v[..., 1:2, 2]
         theta = torch.atan2(vc * us - vs * uc, vc * uc + vs * us)

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, affine_matrix, orthonormalised, with_samples
-from lie.groups.functions import half_angle, half_cot_remainder
+from lie.groups.functions import components, half_angle_and_C, half_cot_remainder
 from lie.groups.so3 import (
     cross,
     quaternion,
@@ -25,6 +25,12 @@ from lie.groups.so3 import (
     uniform_rotations,
     vector_from_quaternion,
 )
+
+
+def _entries(g: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The nine entries of the rotation and the three of the translation, each (..., 1)."""
+    rows = components(g[..., :3, :].flatten(-2))
+    return (*rows[:3], *rows[4:7], *rows[8:11]), rows[3::4]
 
 
 def _logarithm(q: tuple[Tensor, ...], shift: Sequence[Tensor]) -> Float[Tensor, "*batch 6"]:
@@ -50,9 +56,9 @@ class SE3(LieGroup):
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
         """The motion after unit time with angular velocity ``w`` and body velocity ``(x, y, z)``."""
         self._check_algebra(a)
-        wx, wy, wz, x, y, z = a.split(1, dim=-1)
+        wx, wy, wz, x, y, z = components(a)
         w, t = (wx, wy, wz), (x, y, z)
-        c, s, C = half_angle(wx * wx + wy * wy + wz * wz)  # noqa: N806
+        c, s, C = half_angle_and_C(wx * wx + wy * wy + wz * wz)  # noqa: N806
         R, two = rotation_entries(w, c, s)  # noqa: N806
         scaled = two * s
         A, B = scaled * c, scaled * s  # noqa: N806
@@ -67,15 +73,14 @@ class SE3(LieGroup):
     def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
         """The coordinates with rotation vector of length at most pi."""
         self._check_element(g)
-        return _logarithm(quaternion(g[..., :3, :3]), g[..., :3, 3].split(1, dim=-1))
+        R, t = _entries(g)  # noqa: N806
+        return _logarithm(quaternion(R), t)
 
-    def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
-        """``log(v^-1 u)``, by quaternions: each element is converted once, however many pairs it is part of."""
-        self._check_element(u)
-        self._check_element(v)
-        q = relative_quaternion(quaternion(u[..., :3, :3]), quaternion(v[..., :3, :3]))
-        x, y, z = (a - b for a, b in zip(u[..., :3, 3].split(1, -1), v[..., :3, 3].split(1, -1), strict=True))
-        R = v[..., :3, :3].flatten(-2).split(1, dim=-1)  # noqa: N806
+    def _relative(self, u: Tensor, v: Tensor) -> Tensor:
+        """By quaternions: each element is converted once, however many pairs it is part of."""
+        (S, s), (R, t) = _entries(u), _entries(v)  # noqa: N806
+        q = relative_quaternion(quaternion(S), quaternion(R))
+        x, y, z = (a - b for a, b in zip(s, t, strict=True))
         return _logarithm(q, [R[i] * x + R[3 + i] * y + R[6 + i] * z for i in range(3)])
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, affine_matrix, with_samples
-from lie.groups.functions import half_angle, scaled_exponential_functions, scaled_logarithm_functions
+from lie.groups.functions import components, half_angle, scaled_exponential_functions, scaled_logarithm_functions
 from lie.groups.so3 import cross, quaternion, rotation_entries, uniform_rotations, vector_from_quaternion
 
 
@@ -35,10 +35,10 @@ class Sim3(LieGroup):
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
         """The similarity after unit time with these velocities."""
         self._check_algebra(a)
-        sigma, wx, wy, wz, x, y, z = a.split(1, dim=-1)
+        sigma, wx, wy, wz, x, y, z = components(a)
         w, t = (wx, wy, wz), (x, y, z)
         squared = wx * wx + wy * wy + wz * wz
-        c, s, _ = half_angle(squared)
+        c, s = half_angle(squared)
         R = torch.cat(rotation_entries(w, c, s)[0], dim=-1).unflatten(-1, (3, 3))  # noqa: N806
         p, q, r = scaled_exponential_functions(sigma, squared)
         along = r * (wx * x + wy * y + wz * z)
@@ -49,10 +49,10 @@ class Sim3(LieGroup):
     def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
         """The coordinates with rotation vector of length at most pi."""
         self._check_element(g)
-        linear, t = g[..., :3, :3], g[..., :3, 3].split(1, dim=-1)
+        linear, t = g[..., :3, :3], components(g[..., :3, 3])
         dilation = _squared_dilation(linear)  # (..., 1)
         sigma = 0.5 * dilation.log()
-        w, squared = vector_from_quaternion(quaternion(linear, dilation.sqrt()))
+        w, squared = vector_from_quaternion(quaternion(components(linear.flatten(-2)), dilation.sqrt()))
         on_axis, q, r = scaled_logarithm_functions(sigma, squared)
         across = cross(w, t)
         again = cross(w, across)

@@ -11,6 +11,7 @@ The arithmetic is by components, each of shape (..., 1): one kernel when compile
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, orthonormalised, with_samples
-from lie.groups.functions import half_angle, rotation_angle_factor
+from lie.groups.functions import chooser, components, half_angle, rotation_angle_factor, select
 from lie.groups.so2 import direction_and_norm
 
 
@@ -55,32 +56,29 @@ def rotation_entries(w: tuple[Tensor, ...], c: Tensor, s: Tensor) -> tuple[tuple
 
 def rotation_from_vector(w: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
     """The rotation by ``|w|`` radians about ``w``."""
-    x, y, z = w.split(1, dim=-1)
-    c, s, _ = half_angle(x * x + y * y + z * z)
+    x, y, z = components(w)
+    c, s = half_angle(x * x + y * y + z * z)
     return torch.cat(rotation_entries((x, y, z), c, s)[0], dim=-1).unflatten(-1, (3, 3))
 
 
-def quaternion(
-    R: Float[Tensor, "*batch 3 3"],  # noqa: N803
-    scale: Float[Tensor, "*batch 1"] | float = 1.0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def quaternion(R: Sequence[Tensor], scale: Tensor | float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # noqa: N803
     """The components (w, x, y, z), each (..., 1), of a quaternion of a rotation, not normalised, of either sign.
 
-    It is the row of the matrix 4 q q^T with the largest diagonal entry (at least 1), so of length 2 to 4; chosen
-    by comparisons of the diagonal of R alone. A rotation times ``scale`` gives the row times that.
+    The rotation is given by its nine entries, row by row, as of `components`. The quaternion is the row of the matrix
+    4 q q^T with the largest diagonal entry (at least 1), so of length 2 to 4; chosen by comparisons of the diagonal of
+    R alone. A rotation times ``scale`` gives the row times that.
     """
-    r00, r01, r02, r10, r11, r12, r20, r21, r22 = R.flatten(-2).split(1, dim=-1)
-    down, first, last = r22 < 0, r00 > r11, r00 < -r11
+    r00, r01, r02, r10, r11, r12, r20, r21, r22 = R
+    down, first, last = chooser(r22 < 0, r22), chooser(r00 > r11, r22), chooser(r00 < -r11, r22)
     less, more = scale - r22, scale + r22
     sw, sx, sy, sz = more + (r00 + r11), less + (r00 - r11), less - (r00 - r11), more - (r00 + r11)
     wx, wy, wz = r21 - r12, r02 - r20, r10 - r01
     xy, xz, yz = r10 + r01, r02 + r20, r21 + r12
-    where = torch.where
     return (
-        where(down, where(first, wx, wy), where(last, wz, sw)),
-        where(down, where(first, sx, xy), where(last, xz, wx)),
-        where(down, where(first, xy, sy), where(last, yz, wy)),
-        where(down, where(first, xz, yz), where(last, sz, wz)),
+        select(down, select(first, wx, wy), select(last, wz, sw)),
+        select(down, select(first, sx, xy), select(last, xz, wx)),
+        select(down, select(first, xy, sy), select(last, yz, wy)),
+        select(down, select(first, xz, yz), select(last, sz, wz)),
     )
 
 
@@ -89,13 +87,13 @@ def vector_from_quaternion(q: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor,
     w, x, y, z = q
     n = x * x + y * y + z * z
     factor = rotation_angle_factor(w.abs(), n)
-    factor = torch.where(w < 0, -factor, factor)
+    factor = select(chooser(w < 0, w), -factor, factor)
     return (factor * x, factor * y, factor * z), factor.square() * n
 
 
 def vector_from_rotation(R: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:  # noqa: N803
     """The rotation vector of length at most pi."""
-    return torch.cat(vector_from_quaternion(quaternion(R))[0], dim=-1)
+    return torch.cat(vector_from_quaternion(quaternion(components(R.flatten(-2))))[0], dim=-1)
 
 
 def relative_quaternion(u: tuple[Tensor, ...], v: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -145,11 +143,10 @@ class SO3(LieGroup):
         self._check_element(g)
         return vector_from_rotation(g)
 
-    def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
-        """The rotation vector of ``v^T u``, by quaternions: each element is converted once, however many pairs."""
-        self._check_element(u)
-        self._check_element(v)
-        return torch.cat(vector_from_quaternion(relative_quaternion(quaternion(u), quaternion(v)))[0], dim=-1)
+    def _relative(self, u: Tensor, v: Tensor) -> Tensor:
+        """By quaternions: each element is converted once, however many pairs it is part of."""
+        q = relative_quaternion(quaternion(components(u.flatten(-2))), quaternion(components(v.flatten(-2))))
+        return torch.cat(vector_from_quaternion(q)[0], dim=-1)
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The transpose."""

@@ -82,7 +82,7 @@ class Subgroup(LieGroup):
         """As in G."""
         return self.G.normalise(g)
 
-    def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
+    def _relative(self, u: Tensor, v: Tensor) -> Tensor:
         """The coordinates of the relative element of G."""
         return _pick(self.G.relative(u, v), self.axes)
 
