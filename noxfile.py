@@ -30,6 +30,7 @@ ROOT = Path(__file__).parent.resolve()
 DIST = ROOT / "dist"
 DATA = ROOT.parent / "shared" / "data"  # real data beside a checkout; absent in a public clone
 KEEP_MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")  # settings of glibc
+PARALLEL = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")  # of pytest-xdist; `-- -n 0` for one process
 MINIMUM_COVERAGE = 85  # per cent of lines and branches, all four members together
 
 
@@ -104,7 +105,7 @@ def tests(session: nox.Session, member: Member) -> None:
     """The tests of one member, in an environment that holds it and the core only."""
     install_editable(session, member)
     assert_alone(session, member)
-    session.run("pytest", f"{member.folder}/tests", *session.posargs, env=test_environment())
+    session.run("pytest", f"{member.folder}/tests", *PARALLEL, *session.posargs, env=test_environment())
 
 
 @nox.session

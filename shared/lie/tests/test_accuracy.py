@@ -1,4 +1,4 @@
-"""exp and log against 50-digit arithmetic, from 0 to pi, in both dtypes; derivatives at the delicate angles.
+"""exp and log against 50-digit arithmetic, from 0 to pi, in both dtypes, and their compositions.
 
 The unit is the machine epsilon of the dtype, relative to the norm of the block (rotation, rotation vector,
 translation). The bound of 3 epsilons is what a handful of rounded operations cost; a formula that loses
@@ -150,43 +150,37 @@ def test_se2_and_so2(dtype, sign):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("group", [SO2(), SE2(), SO3(), SE3()], ids=repr)
-@pytest.mark.parametrize("theta", [0.0, 1e-30, 1e-12, 1e-8, 1e-4, 1e-2, 1.0, 1.58, 1.59, 2.54, 2.56, 3.0])
-def test_derivatives_of_log_exp_are_those_of_the_identity(group, theta, dtype):
-    """J(log o exp) = 1, H = 0 for angles below pi, at 0 and on both sides of every switch of formula.
+def test_compositions(group, dtype):
+    """log(exp(a)) against a, exp(log(g)) against g; hundreds of axes an angle, translations from 1e-3 to 1e3.
 
-    The Jacobian is a product of two whose entries are of size 1 and loses a few roundings; Hessians
-    also cross the cancellation between two of size 1, with a factor that grows to 1 / (pi - theta).
+    The turn between exp(log(g)) and g counts relative to the angle of g: a rotation vector of length pi, rounded, is
+    already off by pi half epsilons. Translations meet the roundings of both maps and of the rotation between them: 4
+    epsilons instead of 3 (3.7 measured).
     """
-    a = torch.zeros(group.dim, dtype=dtype)
-    a[:1] = theta
-    if group.dim in (3, 6) and not isinstance(group, SE2):
-        a[:3] = theta * torch.tensor([0.6, -0.48, 0.64], dtype=dtype)
-    a[3:] = torch.tensor([0.3, -0.2, 0.5], dtype=dtype)[: a[3:].numel()]
-
-    def identity(b):
-        return group.log(group.exp(b))
-
+    n = 3 if group.dim in (3, 6) and not isinstance(group, SE2) else 1
+    generator = torch.Generator().manual_seed(1)
+    axes = torch.randn(300, n, generator=generator, dtype=torch.float64)
+    axes = axes / axes.norm(dim=-1, keepdim=True)
+    t = torch.randn(300, group.dim - n, generator=generator, dtype=torch.float64)
+    t = t * torch.logspace(-3, 3, 300, dtype=torch.float64).unsqueeze(-1)
     eps = torch.finfo(dtype).eps
-    eye = torch.eye(group.dim, dtype=dtype)
-    forward = torch.func.jacfwd(identity)(a)
-    reverse = torch.func.jacrev(identity)(a)
-    assert (forward - eye).abs().max() <= 16 * eps
-    assert (reverse - eye).abs().max() <= 16 * eps
-    hessian = torch.func.jacfwd(torch.func.jacrev(identity))(a)
-    assert hessian.abs().max() <= 100 * eps
-    third = torch.func.jacfwd(torch.func.jacfwd(torch.func.jacfwd(identity)))(a)
-    assert torch.isfinite(third).all()
 
+    def relative(got, true):
+        return float(((got - true).norm(dim=-1) / true.norm(dim=-1).clamp(min=1e-300)).max()) / eps
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("group", [SO3(), SE3()], ids=repr)
-@pytest.mark.parametrize("gap", [1e-2, 1e-4, 1e-6, 0.0])
-def test_derivatives_of_log_stay_finite_up_to_pi(group, gap, dtype):
-    w = (math.pi - gap) * torch.tensor([0.6, -0.48, 0.64], dtype=torch.float64)
-    a = torch.cat([w, torch.tensor([0.3, -0.2, 0.5], dtype=torch.float64)])[: group.dim].to(dtype)
-    g = group.exp(a)
-    for order in (torch.func.jacfwd(group.log), torch.func.jacfwd(torch.func.jacrev(group.log))):
-        assert torch.isfinite(order(g)).all()
+    for theta in (*ANGLES, 1.5, 2.0, 2.5):
+        a = torch.cat([theta * axes, t], -1).to(dtype)
+        g = group.exp(a)
+        if theta < math.pi - 8 * math.pi * eps:  # else the logarithm may take the other sign
+            back = group.log(g).double()
+            assert relative(back[:, :n], a[:, :n].double()) <= BOUND, theta
+            assert group.dim == n or relative(back[:, n:], a[:, n:].double()) <= BOUND + 1, theta
+        again = group.exp(group.log(g)).double()
+        d = group.point_dim
+        turn = (again[:, :d, :d] - g[:, :d, :d].double()).flatten(1).norm(dim=-1) / math.sqrt(2)
+        # Below 1 an entry of the rotation has roundings of its own, of the size of 1.
+        assert float(turn.max()) <= BOUND * eps * max(theta, 1.0), theta
+        assert group.dim == n or relative(again[:, :d, d], g[:, :d, d].double()) <= BOUND + 1, theta
 
 
 def test_derivatives_of_the_action_at_the_identity():

@@ -106,9 +106,9 @@ def test_similarities(group, dtype):
         assert error(back[i, rotation], row[rotation], dtype) <= BOUND, ("log, rotation", values)
         if group.dim > 2:
             t = mp.lu_solve(V, mp.matrix([mp.mpf(x) for x in rounded[i, :size, size].double().tolist()]))
-            # The truth knows the exact linear part, the input is its rounding: for turns near pi in Sim(3), three
-            # of these 270 elements come out between 3 and 3.5 epsilons.
-            allowed = 3.5 if isinstance(group, Sim3) else BOUND
+            # The truth knows the exact linear part, the input is its rounding: for turns near pi in Sim(3), one of
+            # these 135 elements in each dtype comes out just beyond 3 epsilons, at 3.03 and 3.16.
+            allowed = 3.2 if isinstance(group, Sim3) else BOUND
             assert error(back[i, rotation.stop :], t, dtype) <= allowed, ("log, translation", values)
 
 

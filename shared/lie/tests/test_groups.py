@@ -185,6 +185,26 @@ def test_same_seed_same_sample_and_other_transforms(group):
     assert not group.log(group.exp(a)).is_complex()
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.hessian, torch.func.vmap, "jvp", "dual numbers"])
+def test_constants_first_needed_inside_a_transform_do_not_belong_to_it(transform):
+    G, x = SE3(), torch.ones(3)  # a new instance, which knows no constants yet
+    a = torch.linspace(0.1, 0.6, 6)
+
+    def total(b):
+        return G.vector_field(b, x).sum()
+
+    if transform == "jvp":
+        torch.func.jvp(total, (a,), (a,))
+    elif transform == "dual numbers":
+        with torch.autograd.forward_ad.dual_level():
+            total(torch.autograd.forward_ad.make_dual(a, a))
+    else:
+        transform(total)(a.expand(2, 6) if transform is torch.func.vmap else a)
+    for constant in (G._generators_float64, G._dual_float64, G._structure_float64):
+        assert not torch._C._functorch.is_functorch_wrapped_tensor(constant)
+    assert torch.equal(G.generators(), SE3().generators())
+
+
 def test_distance_is_left_invariant_and_has_the_papers_mixture():
     G = SE3()
     u, v, g = G.sample(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

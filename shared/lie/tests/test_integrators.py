@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from lie.autodiff import hamiltonian_field
-from lie.integrators import METHODS, leapfrog, odeint
+from lie.integrators import METHODS, explicit, gauss4, leapfrog, odeint, yoshida8
 from scipy.integrate import solve_ivp
 
 
@@ -45,6 +45,40 @@ def test_order_of_fixed_steps(method, order):
     truth = reference(t)[-1]
     errors = [(odeint(FIELD, Z0, t, method=method, options={"step_size": h})[-1] - truth).norm() for h in (0.02, 0.01)]
     assert abs(math.log2(errors[0] / errors[1]) - order) < 0.1
+
+
+@pytest.mark.parametrize(("method", "order"), [("euler", 1), ("midpoint", 2), ("heun3", 3), ("rk4", 4)])
+def test_explicit_methods_are_torchdiffeqs_with_more_options(method, order):
+    t = torch.tensor([0.0, 0.4, 1.0, 2.0], dtype=torch.float64)
+    theirs = odeint(QUICK, Z0, t, method=method, options={"step_size": 0.2})
+    for option in ("checkpoint", "project"):
+        options = {"step_size": 0.2, option: True if option == "checkpoint" else lambda z: z}
+        torch.testing.assert_close(odeint(QUICK, Z0, t, method=method, options=options), theirs, rtol=0, atol=1e-14)
+    truth = reference(t)[-1]
+    errors = [(explicit(QUICK, Z0, t, method=method, step_size=h)[-1] - truth).norm() for h in (0.02, 0.01)]
+    assert abs(math.log2(errors[0] / errors[1]) - order) < 0.1
+
+
+@pytest.mark.parametrize(
+    "method",
+    [explicit, *(pytest.param(m, marks=pytest.mark.slow) for m in (leapfrog, yoshida8, gauss4))],
+    ids=lambda f: f.__name__,
+)
+def test_compiled_fixed_steps_agree_with_eager_ones(method):
+    """Blocks of steps: fewer than one block, whole blocks, and a last one filled up; outputs inside of blocks."""
+    options = {"iterations": 12} if method is gauss4 else {}
+    for end, count in ((0.1, 2), (0.8, 3), (3.1, 9)):
+        t = torch.linspace(0, end, count, dtype=torch.float64)
+        eager = method(QUICK, Z0, t, step_size=0.1, **options)
+        torch.testing.assert_close(
+            method(QUICK, Z0, t, step_size=0.1, compile=True, **options), eager, rtol=0, atol=1e-13
+        )
+    z0 = Z0.clone().requires_grad_()
+    slopes = [
+        torch.autograd.grad(method(QUICK, z0, t, step_size=0.1, compile=c, **options).square().sum(), z0)[0]
+        for c in (False, True)
+    ]
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
 
 
 def QUICK(_, z):  # noqa: N802 (the same field by hand: thousands of steps follow)
@@ -147,6 +181,10 @@ def test_errors():
         leapfrog(FIELD, Z0, t, step_size=-0.1)
     with pytest.raises(ValueError, match="equally many"):
         leapfrog(FIELD, Z0[:, :1], t)
+    with pytest.raises(ValueError, match="'compile' of dopri5 is for per_sample=True"):
+        odeint(FIELD, Z0, t, options={"compile": True})
+    with pytest.raises(ValueError, match=r"unknown explicit method 'rk5': did you mean 'rk4'"):
+        explicit(FIELD, Z0, t, method="rk5")
     with pytest.raises(ValueError, match="no_such_option"):
         odeint(FIELD, Z0, t, options={"no_such_option": 1})
     with pytest.raises(FloatingPointError, match="t = 0 and 2"):

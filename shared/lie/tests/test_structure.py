@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from lie.groups import SE3, SO3, T
+from lie.groups import SE2, SE3, SO2, SO3, Heisenberg, Product, RxSO2, RxSQ, Sim2, Sim3, Subgroup, T, Trivial
 from lie.integrators import (
     IntegrationError,
     crouch_grossman,
@@ -26,6 +26,10 @@ from lie.integrators import (
 from scipy.integrate import solve_ivp
 
 F64 = torch.float64
+GROUPS = [
+    *(T(2), SO2(), RxSO2(), RxSQ(), SE2(), SO3(), SE3(), Sim2(), Sim3(), Heisenberg()),
+    *(Product(SO3(), T(2)), Subgroup(SE3(), (2, 3, 4, 5))),
+]
 SEPARABLE = {leapfrog: 2, yoshida4: 4, yoshida6: 6, yoshida8: 8}
 GAUSS = {implicit_midpoint: 2, gauss4: 4, gauss6: 6}
 Z0 = torch.tensor([[1.0, 0.3], [0.2, -0.9]], dtype=F64)
@@ -247,15 +251,32 @@ def test_rattle_on_points_keeps_two_bars_and_names_dependent_constraints():
         rattle(field, 1.1 * z0, t, constraint=bars, dim=-3)
 
 
+def test_rattle_is_independent_of_batch_mates_and_compiles():
+    """Bit for bit beside other samples; with a number of iterations the same states, eager and compiled."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.nn.functional.normalize(torch.randn(6, 3, dtype=F64, generator=generator), dim=-1)
+    p = 2.0 * torch.linalg.cross(torch.randn(6, 3, dtype=F64, generator=generator), q, dim=-1)
+    y0, t = torch.cat([q, p], -1), torch.linspace(0, 1, 4, dtype=F64)
+    options = {"constraint": on_sphere, "step_size": 0.05}
+    together = rattle(spherical, y0, t, **options)
+    for n in (1, 2, 5):
+        assert torch.equal(rattle(spherical, y0[:n], t, **options), together[:, :n])
+    for compile in (False, True):
+        counted = odeint(spherical, y0, t, method="rattle", options={**options, "iterations": 5, "compile": compile})
+        torch.testing.assert_close(counted, together, rtol=0, atol=1e-13)
+    with pytest.raises(ValueError, match="number of iterations"):
+        rattle(spherical, y0, t, compile=True, **options)
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(("method", "order"), [(rkmk4, 4), (crouch_grossman, 3)], ids=name)
-@pytest.mark.parametrize("group", [SO3(), SE3()], ids=repr)
+@pytest.mark.parametrize("group", GROUPS, ids=repr)
 def test_integrators_on_groups(group, method, order, side):
     """Order against DOP853 on the entries, for a field of time and element."""
     A = torch.linspace(-1.0, 1.0, group.dim, dtype=F64)
 
     def field(t, g):
-        return A * (1 + t.cos()) + 0.3 * g[..., 0, 1, None]
+        return A * (1 + t.cos()) + 0.3 * (g[..., 0, -1, None] + g[..., 0, :1])
 
     def entries(t, y):
         g = torch.from_numpy(y).view(group.matrix_dim, -1)
@@ -270,6 +291,13 @@ def test_integrators_on_groups(group, method, order, side):
         g = method(field, g0, t, group=group, side=side, step_size=h)[-1]
         errors.append((g.flatten() - torch.from_numpy(exact)).norm())
     assert abs(math.log2(errors[0] / errors[1]) - order) < 0.1
+
+
+def test_the_trivial_group_stays_where_it_is():
+    t = torch.linspace(0, 1, 3, dtype=F64)
+    for method in (rkmk4, crouch_grossman):
+        g = method(lambda t, g: g.new_zeros(0), torch.eye(2, dtype=F64), t, group=Trivial(2))
+        assert torch.equal(g, torch.eye(2, dtype=F64).expand(3, 2, 2))
 
 
 def test_group_elements_stay_orthogonal():

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from lie.groups.bch import baker_campbell_hausdorff
 from lie.groups.lifting import numeric_lift
@@ -374,7 +375,13 @@ def _constants(group: LieGroup) -> tuple[Tensor, Tensor, Tensor]:
     known = group.__dict__.get("_constants")
     if known is not None:
         return known
-    jacobian = torch.func.jacfwd(group.exp)(torch.zeros(group.dim, dtype=torch.float64))
+    # Outside of every transform of torch.func that may be under way: constants made inside would belong to it.
+    with temporarily_clear_interpreter_stack():
+        return _new_constants(group)
+
+
+def _new_constants(group: LieGroup) -> tuple[Tensor, Tensor, Tensor]:
+    jacobian = torch.func.jacrev(group.exp)(torch.zeros(group.dim, dtype=torch.float64))
     generators = jacobian.movedim(-1, 0).detach()  # (dim, m, m)
     if not torch.isfinite(generators).all():
         raise ValueError(

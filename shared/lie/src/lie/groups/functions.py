@@ -12,7 +12,8 @@ itself has no derivative:
 A and B come from the half angle, as A = 2 s c and B = 2 s^2 with s = sin(theta/2)/theta and c = cos(theta/2).
 Below a bound each is its Taylor series economised by Chebyshev polynomials, of the lowest degree that a dtype
 needs, and above it a closed form without cancellation. Both sides of every `select` stay finite, with finite
-derivatives of every order, so that no NaN leaks from the side not taken. What a logarithm needs has no such switch.
+derivatives of every order, so that no NaN leaks from the side not taken. They reach a little beyond the bound, because
+a clamp has no derivative at its own bound (`below_and_above`). What a logarithm needs has no such switch.
 
 The arguments keep a last axis of length 1: a 0-dimensional tensor times a Python number may promote to the
 default dtype under torch.func.
@@ -57,6 +58,16 @@ def select(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     """
     return torch.where(condition, yes, no) if condition.dtype == torch.bool else torch.lerp(no, yes, condition)
 
+
+def below_and_above(x: Tensor, bound: float) -> tuple[Tensor, Tensor]:
+    """``x`` held below and above ``bound``, each with a margin of 1/64 in which the derivative is still 1.
+
+    At a bound of its own a clamp has none; and a bound such as 4, the angle of 2 radians, is a number users type.
+    """
+    return x.clamp(max=bound * (1.0 + _MARGIN)), x.clamp(min=bound * (1.0 - _MARGIN))
+
+
+_MARGIN = 1.0 / 64.0  # two neighbours of the bound in bfloat16
 
 # --- the series ---
 
@@ -104,10 +115,11 @@ def bernoulli(count: int) -> list[Fraction]:
     return numbers
 
 
-_EXP_BOUND = Fraction(4)
-_S = economised([Fraction((-1) ** n, 2 * 4**n * factorial(2 * n + 1)) for n in range(24)], _EXP_BOUND)
-_COS = economised([Fraction((-1) ** n, 4**n * factorial(2 * n)) for n in range(24)], _EXP_BOUND)
-_C = economised([Fraction((-1) ** n, factorial(2 * n + 3)) for n in range(24)], _EXP_BOUND)
+_EXP_BOUND = 4.0
+_EXP_RANGE = Fraction(_EXP_BOUND * (1.0 + _MARGIN))
+_S = economised([Fraction((-1) ** n, 2 * 4**n * factorial(2 * n + 1)) for n in range(24)], _EXP_RANGE)
+_COS = economised([Fraction((-1) ** n, 4**n * factorial(2 * n)) for n in range(24)], _EXP_RANGE)
+_C = economised([Fraction((-1) ** n, factorial(2 * n + 3)) for n in range(24)], _EXP_RANGE)
 # (theta/2) cot(theta/2) = 1 - sum |B_2n| theta^2n / (2n)!, of radius 2 pi; used up to pi, 9.87 > pi^2.
 _D = economised([abs(b) / factorial(2 * n) for n, b in enumerate(bernoulli(92)[::2]) if n > 0], Fraction(987, 100))
 # arctan(u) / u as a function of u^2, up to tan(pi / 8)^2 < 0.1716.
@@ -140,9 +152,8 @@ def half_angle_and_C(  # noqa: N802 (the field's letter)
 
 
 def _half_angle(x: Tensor, *, with_C: bool) -> tuple[Tensor, ...]:  # noqa: N803
-    bound = float(_EXP_BOUND)
-    small = chooser(x < bound, x)
-    x_small, x_large = x.clamp(max=bound), x.clamp(min=bound)
+    small = chooser(x < _EXP_BOUND, x)
+    x_small, x_large = below_and_above(x, _EXP_BOUND)
     half = 0.5 * x_large.sqrt()
     cos_large, s_large = half.cos(), 0.5 * half.sin() / half
     c = select(small, power_series(x_small, _COS), cos_large)
@@ -237,14 +248,15 @@ def scaled_exponential_functions(
 def scaled_logarithm_functions(
     a: Float[Tensor, "*batch 1"], x: Float[Tensor, "*batch 1"]
 ) -> tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch 1"], Float[Tensor, "*batch 1"]]:
-    r"""1 / phi(a), q' and r' with ``V^-1 = 1 / phi(a) + q' K + r' K^2`` for the V above, theta up to pi.
+    r"""p', q' and r' with ``V^-1 = p' + q' K + r' w w^T`` for the V above, theta up to pi.
 
-    Where theta is below 1, from p, q and r by inverting V: q' = -q / n, r' = (q^2 - p r) / (phi n), n = p^2 + x q^2.
-    Beyond, with fewer roundings, from 1 / phi(a + i theta) = (a + i theta) / (u + i theta v), v = e^a A.
+    p' + i theta q' = 1 / phi(a + i theta) and r' = (1 / phi(a) - p') / theta^2. Where theta is below 1, from p, q and r
+    by inverting V: p' = p / n, q' = -q / n, r' = (q^2 - p r) / (phi(a) n), n = p^2 + x q^2. Beyond, with fewer
+    roundings, from 1 / phi(a + i theta) = (a + i theta) / (u + i theta v), v = e^a A.
     """
     on_axis = 1.0 / expm1_ratio(a)
     near = x < 1.0
-    x_near, x_far = x.clamp(max=1.0), x.clamp(min=1.0)
+    x_near, x_far = below_and_above(x, 1.0)
     p, q, r = scaled_exponential_functions(a, x_near)
     n = p.square() + x_near * q.square()
     c, s = half_angle(x_far)
@@ -253,7 +265,7 @@ def scaled_logarithm_functions(
     m = u.square() + x_far * v.square()
     across = (a * u + x_far * v) / m
     return (
-        on_axis,
+        torch.where(near, p / n, across),
         torch.where(near, -q / n, (u - a * v) / m),
         torch.where(near, (q.square() - p * r) * on_axis / n, (on_axis - across) / x_far),
     )

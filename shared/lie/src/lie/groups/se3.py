@@ -1,7 +1,8 @@
 r"""Rigid motions SE(3) of space.
 
 exp of :math:`(\omega, t)` is :math:`(\exp\hat\omega, V t)` with
-:math:`V = A + B \hat\omega + C \omega\omega^T`, :math:`V^{-1} = 1 - \hat\omega/2 + D \hat\omega^2`
+:math:`V = A + B \hat\omega + C \omega\omega^T`,
+:math:`V^{-1} = (1 - D\theta^2) - \hat\omega/2 + D \omega\omega^T`
 (Eade, Lie groups for 2D and 3D transformations, 2013, section 3; A to D in
 `lie.groups.functions`).
 """
@@ -37,9 +38,10 @@ def _logarithm(q: tuple[Tensor, ...], shift: Sequence[Tensor]) -> Float[Tensor, 
     """The coordinates of the motion with quaternion ``q`` and translation ``shift``, components (..., 1)."""
     w, squared = vector_from_quaternion(q)
     D = half_cot_remainder(squared)  # noqa: N806
+    h = 1.0 - squared * D
+    along = D * (w[0] * shift[0] + w[1] * shift[1] + w[2] * shift[2])
     across = cross(w, tuple(shift))
-    again = cross(w, across)
-    return torch.cat([*w, *(shift[i] + (D * again[i] - 0.5 * across[i]) for i in range(3))], dim=-1)
+    return torch.cat([*w, *(h * shift[i] + (along * w[i] - 0.5 * across[i]) for i in range(3))], dim=-1)
 
 
 @dataclass(frozen=True)

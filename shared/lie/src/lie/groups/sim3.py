@@ -53,10 +53,10 @@ class Sim3(LieGroup):
         dilation = _squared_dilation(linear)  # (..., 1)
         sigma = 0.5 * dilation.log()
         w, squared = vector_from_quaternion(quaternion(components(linear.flatten(-2)), dilation.sqrt()))
-        on_axis, q, r = scaled_logarithm_functions(sigma, squared)
+        p, q, r = scaled_logarithm_functions(sigma, squared)
+        along = r * (w[0] * t[0] + w[1] * t[1] + w[2] * t[2])
         across = cross(w, t)
-        again = cross(w, across)
-        return torch.cat([sigma, *w, *(on_axis * t[i] + (q * across[i] + r * again[i]) for i in range(3))], dim=-1)
+        return torch.cat([sigma, *w, *(p * t[i] + (q * across[i] + along * w[i]) for i in range(3))], dim=-1)
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The inverse similarity, ``(M^-1, -M^-1 t)`` with ``M^-1 = M^T / s^2``."""

@@ -86,8 +86,9 @@ def vector_from_quaternion(q: tuple[Tensor, ...]) -> tuple[tuple[Tensor, Tensor,
     """The rotation vector of length at most pi, by components, and its squared length, each (..., 1)."""
     w, x, y, z = q
     n = x * x + y * y + z * z
-    factor = rotation_angle_factor(w.abs(), n)
-    factor = select(chooser(w < 0, w), -factor, factor)
+    negative = chooser(w < 0, w)
+    factor = rotation_angle_factor(select(negative, -w, w), n)  # abs has no derivative at 0, a half turn
+    factor = select(negative, -factor, factor)
     return (factor * x, factor * y, factor * z), factor.square() * n
 
 

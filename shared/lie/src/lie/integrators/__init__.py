@@ -2,6 +2,7 @@
 
 from lie.integrators.adaptive import dop853, dopri5
 from lie.integrators.errors import IntegrationError
+from lie.integrators.explicit import explicit
 from lie.integrators.gauss import gauss4, gauss6, implicit_midpoint
 from lie.integrators.lie_group import crouch_grossman, rkmk4
 from lie.integrators.odeint import METHODS, odeint
@@ -15,6 +16,7 @@ __all__ = [
     "crouch_grossman",
     "dop853",
     "dopri5",
+    "explicit",
     "gauss4",
     "gauss6",
     "implicit_midpoint",

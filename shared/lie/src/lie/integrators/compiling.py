@@ -31,6 +31,16 @@ def compiled_step(make: Callable[[], Callable[..., Any]], field: Any, key: Hasha
     return step
 
 
+def _options() -> dict[str, Any] | None:
+    """Vectorise kernels for CPUs even where entries lie apart, as those of a state unbound by its field do.
+
+    The compiler's estimate leaves them scalar; measured on a double pendulum, vectors are 1.6 times as fast.
+    """
+    from torch._inductor import config
+
+    return {"cpp.enable_tiling_heuristics": False} if hasattr(config.cpp, "enable_tiling_heuristics") else None
+
+
 def _with_fallback(step: Callable[..., Any], field: Any) -> Callable[..., Any]:
     from torch._dynamo.exc import TorchDynamoException  # some seconds, which only those who compile wait
 
@@ -43,7 +53,7 @@ def _with_fallback(step: Callable[..., Any], field: Any) -> Callable[..., Any]:
         target: Callable[..., Any] = copy
     else:
         target = step
-    compiled = torch.compile(target, fullgraph=True, dynamic=False)
+    compiled = torch.compile(target, fullgraph=True, dynamic=False, options=_options())
     broken = False
 
     def run(*args: Any) -> Any:

@@ -19,6 +19,7 @@ from lie.integrators.compiling import compiled_step
 Field = Callable[[Tensor, Tensor], Tensor]
 State = tuple[Tensor, ...]
 Step = Callable[..., State]
+_EVALUATIONS = 16  # of the field in one compiled call, whose own cost its steps share
 
 
 def step_counts(t: Tensor, step_size: float | None) -> list[int]:
@@ -31,6 +32,14 @@ def step_counts(t: Tensor, step_size: float | None) -> list[int]:
     return [1 if step_size is None else max(1, math.ceil(x * shortened / step_size)) for x in lengths]
 
 
+def check_iterations(iterations: int | None, compile: bool) -> None:
+    """Raise for a number of iterations that is not positive, or none where the step is to be compiled."""
+    if iterations is not None and iterations < 1:
+        raise ValueError(f"expected at least one iteration, got {iterations}")
+    if compile and iterations is None:
+        raise ValueError("a test of convergence cannot be compiled: give a number of iterations with compile=True")
+
+
 def walk(
     make_step: Callable[[], Step],
     state: State,
@@ -38,6 +47,7 @@ def walk(
     *,
     field: Field,
     key: Hashable,
+    evaluations: int,
     step_size: float | None,
     project: Callable[[Tensor], Tensor] | None = None,
     compile: bool = False,
@@ -50,18 +60,13 @@ def walk(
         state: the state at ``t[0]``.
         t: times, (T,).
         field, key: what the compiled step is remembered by.
+        evaluations: of the field in a step.
         step_size: largest step; None takes one step an interval.
         project: applied to the first tensor after every step.
         compile: compile the step, with an eager fallback.
         checkpoint: differentiate by the checkpointed discrete adjoint: memory of the square root of the steps.
     """
     counts = step_counts(t, step_size)
-    step = compiled_step(make_step, field, (key, str(t.dtype))) if compile else make_step()
-
-    def whole(now: Tensor, h: Tensor, *before: Tensor) -> State:
-        after = step(now, h, *before)
-        return after if project is None else (project(after[0]), *after[1:])
-
     outputs = [state[0]]
     starts, sizes, marks = [], [], []
     for index, count in enumerate(counts):
@@ -71,11 +76,57 @@ def walk(
         marks.extend([False] * (count - 1) + [True])
     if not counts:
         return torch.stack(outputs)
-    now, h = torch.cat(starts).unbind(), torch.cat(sizes).unbind()
+    now, h = torch.cat(starts), torch.cat(sizes)
+    key = (key, str(t.dtype))
+    if compile and project is None and not checkpoint:
+        return _in_blocks(make_step, state, now, h, marks, field, key, max(1, _EVALUATIONS // evaluations))
+    step = compiled_step(make_step, field, key) if compile else make_step()
+
+    def whole(now: Tensor, h: Tensor, *before: Tensor) -> State:
+        after = step(now, h, *before)
+        return after if project is None else (project(after[0]), *after[1:])
+
     if checkpoint:
-        return checkpointed(whole, state, now, h, marks)
-    for i, mark in enumerate(marks):
-        state = whole(now[i], h[i], *state)
+        return checkpointed(whole, state, now.unbind(), h.unbind(), marks)
+    for at, size, mark in zip(now.unbind(), h.unbind(), marks, strict=True):
+        state = whole(at, size, *state)
         if mark:
             outputs.append(state[0])
+    return torch.stack(outputs)
+
+
+def _in_blocks(
+    make_step: Callable[[], Step],
+    state: State,
+    now: Tensor,
+    h: Tensor,
+    marks: list[bool],
+    field: Field,
+    key: Hashable,
+    length: int,
+) -> Tensor:
+    """The marked states, several steps in one compiled call; the last call is filled up with steps of size 0."""
+    count = len(marks)
+    length = min(length, count)
+
+    def make_block() -> Step:
+        step = make_step()
+
+        def block(now: Tensor, h: Tensor, *before: Tensor) -> State:
+            passed = []
+            for i in range(length):
+                before = step(now[i], h[i], *before)
+                passed.append(before[0])
+            return (torch.stack(passed), *before)
+
+        return block
+
+    block = compiled_step(make_block, field, (key, length))
+    missing = -count % length
+    now = torch.cat([now, (now[-1:] + h[-1:]).expand(missing)]).split(length)
+    h = torch.cat([h, torch.zeros_like(h[:1]).expand(missing)]).split(length)
+    outputs = [state[0]]
+    for number, (at, size) in enumerate(zip(now, h, strict=True)):
+        passed, *state = block(at, size, *state)
+        outputs.extend(passed[i] for i, mark in enumerate(marks[number * length : (number + 1) * length]) if mark)
     return torch.stack(outputs)

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.integrators.errors import IntegrationError
-from lie.integrators.fixed import Field, State, walk
+from lie.integrators.fixed import Field, State, check_iterations, walk
 
 _NODES = {
     1: (0.5,),
@@ -122,10 +122,7 @@ def _gauss(
     compile: bool,
     checkpoint: bool,
 ) -> Tensor:
-    if iterations is not None and iterations < 1:
-        raise ValueError(f"expected at least one iteration, got {iterations}")
-    if compile and iterations is None:
-        raise ValueError("a test of convergence cannot be compiled: give a number of iterations with compile=True")
+    check_iterations(iterations, compile)
     c, b, A, ahead = collocation(stages)  # noqa: N806
     rows, weights, following = A.tolist(), b.tolist(), ahead.tolist()
 
@@ -146,8 +143,8 @@ def _gauss(
 
     state = (y0, *([field(t[0], y0)] * stages)) if len(t) > 1 else (y0,)
     return walk(
-        make, state, t, field=field, key=("gauss", stages, iterations), step_size=step_size, project=project,
-        compile=compile, checkpoint=checkpoint,
+        make, state, t, field=field, key=("gauss", stages, iterations), evaluations=stages * (iterations or 1),
+        step_size=step_size, project=project, compile=compile, checkpoint=checkpoint,
     )  # fmt: skip
 
 

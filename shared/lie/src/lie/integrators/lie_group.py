@@ -78,8 +78,8 @@ def rkmk4(
         return step
 
     return walk(
-        make, (g0,), t, field=field, key=("rkmk4", repr(group), side), step_size=step_size, compile=compile,
-        checkpoint=checkpoint,
+        make, (g0,), t, field=field, key=("rkmk4", repr(group), side), evaluations=4, step_size=step_size,
+        compile=compile, checkpoint=checkpoint,
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def crouch_grossman(
         return step
 
     return walk(
-        make, (g0,), t, field=field, key=("crouch_grossman", repr(group), side), step_size=step_size,
+        make, (g0,), t, field=field, key=("crouch_grossman", repr(group), side), evaluations=3, step_size=step_size,
         compile=compile, checkpoint=checkpoint,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.integrators.adaptive import dop853, dopri5
+from lie.integrators.explicit import EXPLICIT, explicit
 from lie.integrators.gauss import gauss4, gauss6, implicit_midpoint
 from lie.integrators.lie_group import crouch_grossman, rkmk4
 from lie.integrators.rattle import rattle, rattle4
@@ -39,6 +41,8 @@ _REQUIRED = {
     "rkmk4": ("group",),
     "crouch_grossman": ("group",),
 }
+_OUR_OPTIONS = ("project", "compile", "checkpoint")
+"""With one of these a fixed-step method of torchdiffeq takes its steps by `explicit`."""
 _PER_SAMPLE: dict[str, Callable[..., Tensor]] = {"dopri5": dopri5, "dop853": dop853}
 METHODS = (*ADAPTIVE, *FIXED, *SCIPY, "dop853", *_FIXED_STEP)
 """Names that `odeint` takes as ``method``."""
@@ -72,7 +76,8 @@ def odeint(
             steps, the exact gradient of the steps) for ours.
         options: passed to the method. Fixed-step methods take one step per interval of ``t`` unless ``step_size``
             is given; ours are listed on the function of the same name: ``dim``, ``constraint``, ``group``, ``project``,
-            ``compile``, ``iterations``, ``max_steps``, ``return_reached`` and so on.
+            ``compile``, ``iterations``, ``max_steps``, ``return_reached`` and so on. With ``compile``, ``project`` or
+            ``checkpoint`` the methods ``euler``, ``midpoint``, ``heun3`` and ``rk4`` are those of `explicit`.
 
     Returns:
         States at the times, (T, ...).
@@ -89,14 +94,20 @@ def odeint(
         from lie.run.errors import unknown_name
 
         raise unknown_name("method", method, METHODS)
+    options = dict(options or {})
     ours = {**_FIXED_STEP, **({"dop853": dop853} if not per_sample else _PER_SAMPLE)}
+    if method in EXPLICIT and any(name in options for name in _OUR_OPTIONS):
+        ours[method] = partial(explicit, method=method)
     if per_sample and method not in _PER_SAMPLE:
         raise ValueError(f"a step size for each sample is for {' and '.join(_PER_SAMPLE)}, not {method}")
+    if method == "dopri5" and not per_sample:
+        mine = [name for name in options if name in inspect.signature(dopri5).parameters and name != "first_step"]
+        if mine:
+            raise ValueError(f"the option {mine[0]!r} of dopri5 is for per_sample=True, a step size for each sample")
     on_group = method in ("rkmk4", "crouch_grossman")
     _check(field, y0, t, same_shape=not on_group, per_sample=method in ours and method in _PER_SAMPLE)
-    options = dict(options or {})
     if method in ours:
-        allowed = list(inspect.signature(ours[method]).parameters)[3:]
+        allowed = [name for name in inspect.signature(ours[method]).parameters if name != "method"][3:]
         for name in options:
             if name not in allowed:
                 from lie.run.errors import unknown_name

@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.integrators.errors import IntegrationError
-from lie.integrators.fixed import Field, State, walk
+from lie.integrators.fixed import Field, State, check_iterations, walk
 from lie.integrators.projection import MAXIMUM_ITERATIONS, along, constraint_rows, newton, solve_multipliers
 from lie.integrators.symplectic import TRIPLE_JUMP, check_halves, half
 
@@ -34,6 +34,8 @@ def rattle(
     constraint: Callable[[Tensor], Tensor],
     step_size: float | None = None,
     dim: int = -1,
+    iterations: int | None = None,
+    compile: bool = False,
     checkpoint: bool = False,
 ) -> Float[Tensor, "T ..."]:
     """The states at ``t`` of a constrained separable Hamiltonian system, of order 2.
@@ -48,18 +50,23 @@ def rattle(
             the positions come without that axis, (..., n, d) for ``dim=-3``.
         step_size: largest step; None takes one step an interval.
         dim: axis of positions and momenta: -1 for (..., 2n), -3 for (..., 2, n, d).
+        iterations: a fixed number of Newton's, without a test of convergence: no host sync, so that the step can be
+            compiled. They converge quadratically: 4 or 5 do for steps that are not too long. None iterates to rounding.
+        compile: compile the step (with ``iterations``).
         checkpoint: differentiate with memory of the square root of the number of steps, for one more forward pass.
 
     Returns:
         States at the times, (T, ...).
 
     Raises:
-        ValueError: for an initial state off the surface, by more than 1e-6 of its size.
-        IntegrationError: if the multipliers do not converge: a step too long, or dependent constraints.
+        ValueError: for an initial state off the surface, by more than 1e-6 of its size; for a number of iterations
+            that is not positive, or ``compile`` without one.
+        IntegrationError: if the multipliers do not converge: a step too long, or dependent constraints. With a fixed
+            number of iterations nothing is tested, and dependent constraints give NaN.
 
     Laws: ``g(q) == 0`` and ``G M^-1 p == 0`` to rounding after every step; reversing the times retraces the states.
     """
-    return _rattle((1.0,), field, y0, t, constraint, step_size, dim, checkpoint)
+    return _rattle((1.0,), field, y0, t, constraint, step_size, dim, iterations, compile, checkpoint)
 
 
 def rattle4(
@@ -70,10 +77,12 @@ def rattle4(
     constraint: Callable[[Tensor], Tensor],
     step_size: float | None = None,
     dim: int = -1,
+    iterations: int | None = None,
+    compile: bool = False,
     checkpoint: bool = False,
 ) -> Float[Tensor, "T ..."]:
     """As `rattle`, of order 4 by three steps of it, the middle one backwards."""
-    return _rattle(TRIPLE_JUMP, field, y0, t, constraint, step_size, dim, checkpoint)
+    return _rattle(TRIPLE_JUMP, field, y0, t, constraint, step_size, dim, iterations, compile, checkpoint)
 
 
 def _rattle(
@@ -84,9 +93,12 @@ def _rattle(
     constraint: Callable[[Tensor], Tensor],
     step_size: float | None,
     dim: int,
+    iterations: int | None,
+    compile: bool,
     checkpoint: bool,
 ) -> Tensor:
     check_halves(y0, dim)
+    check_iterations(iterations, compile)
     dim = dim - y0.ndim if dim >= 0 else dim
     axes = -dim  # trailing axes of one state
     squeezed = dim < -1 and y0.shape[dim] == 2
@@ -112,8 +124,13 @@ def _rattle(
             return torch.cat([(free - along(directions, nu, axes)).flatten(-axes), nu], dim=-1)
 
         start = torch.cat([free.flatten(-axes), free.new_zeros(*free.shape[:-axes], count)], dim=-1)
-        found, failed = newton(improve, start, 1, MAXIMUM_ITERATIONS)
-        _raise_if(failed, t, h, "the multipliers of the positions did not converge")
+        if iterations is None:
+            found, failed = newton(improve, start, 1, MAXIMUM_ITERATIONS)
+            _raise_if(failed, t, h, "the multipliers of the positions did not converge")
+        else:
+            found = start
+            for _ in range(iterations):
+                found = improve(found)
         q_new = found[..., :-count].view_as(free)
         p = p - along(rows, found[..., -count:], axes) / h
         force = half(field, t + h, q_new, p, dim, 1)
@@ -127,7 +144,8 @@ def _rattle(
         speed = half(field, t, q, p, dim, 0)
         residual = torch.einsum("c...n,...n->...c", rows.flatten(-axes), speed.flatten(-axes))
         mu = solve_multipliers(rows, directions, residual, axes)
-        _raise_if(~torch.isfinite(mu.detach()).all(-1), t, h, "the constraints are dependent")
+        if iterations is None:
+            _raise_if(~torch.isfinite(mu.detach()).all(-1), t, h, "the constraints are dependent")
         return p - along(rows, mu, axes)
 
     def make() -> Callable[..., State]:
@@ -154,7 +172,10 @@ def _rattle(
         return y0.unsqueeze(0)
     p = _tangent(t[0], t[1] - t[0], q, p)
     state = (torch.cat([q, p], dim=dim), half(field, t[0], q, p, dim, 1))
-    return walk(make, state, t, field=field, key=("rattle", weights, dim), step_size=step_size, checkpoint=checkpoint)
+    return walk(
+        make, state, t, field=field, key=("rattle", weights, dim, iterations, constraint),
+        evaluations=len(weights) * (2 + (iterations or 1)), step_size=step_size, compile=compile, checkpoint=checkpoint,
+    )  # fmt: skip
 
 
 def _raise_if(failed: Tensor, t: Tensor, h: Tensor, reason: str) -> None:

@@ -165,8 +165,8 @@ def _composed(
     if project is None:
         state = (y0, _force(field, t[0], y0, dim)) if len(t) > 1 else (y0,)
         return walk(
-            make, state, t, field=field, key=("composed", weights, dim), step_size=step_size, compile=compile,
-            checkpoint=checkpoint,
+            make, state, t, field=field, key=("composed", weights, dim), evaluations=len(weights), step_size=step_size,
+            compile=compile, checkpoint=checkpoint,
         )  # fmt: skip
 
     def make_projected() -> Callable[..., State]:
@@ -178,6 +178,6 @@ def _composed(
         return step
 
     return walk(
-        make_projected, (y0,), t, field=field, key=("projected", weights, dim), step_size=step_size, project=project,
-        compile=compile, checkpoint=checkpoint,
+        make_projected, (y0,), t, field=field, key=("projected", weights, dim), evaluations=len(weights),
+        step_size=step_size, project=project, compile=compile, checkpoint=checkpoint,
     )  # fmt: skip
