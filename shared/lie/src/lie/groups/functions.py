@@ -141,14 +141,16 @@ def power_series(x: Float[Tensor, "*batch 1"], series: Series) -> Float[Tensor, 
 
 def half_angle(x: Float[Tensor, "*batch 1"]) -> tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch 1"]]:
     """cos(theta / 2) and sin(theta / 2) / theta at x = theta^2, which make a unit quaternion (c, s w)."""
-    return _half_angle(x, with_C=False)
+    c, s, *_ = _half_angle(x, with_C=False)
+    return c, s
 
 
 def half_angle_and_C(  # noqa: N802 (the field's letter)
     x: Float[Tensor, "*batch 1"],
 ) -> tuple[Float[Tensor, "*batch 1"], Float[Tensor, "*batch 1"], Float[Tensor, "*batch 1"]]:
     """cos(theta / 2), sin(theta / 2) / theta, and C = (theta - sin(theta)) / theta^3, at x = theta^2."""
-    return _half_angle(x, with_C=True)
+    c, s, C = _half_angle(x, with_C=True)  # noqa: N806
+    return c, s, C
 
 
 def _half_angle(x: Tensor, *, with_C: bool) -> tuple[Tensor, ...]:  # noqa: N803

@@ -36,12 +36,12 @@ class _Recomputed(torch.autograd.Function):
         return f(u, v)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         # Where a graph of the gradient is wanted, grad mode is on here, and u and v lead on to their own history.
         wanted = torch.is_grad_enabled()
         with torch.enable_grad():
             u, v = (x.view_as(x) if wanted else x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors)
             value = ctx.f(u, v)
         inputs = [x for x in (u, v) if x.requires_grad]
-        found = iter(torch.autograd.grad(value, inputs, gradient, create_graph=wanted))
+        found = iter(torch.autograd.grad(value, inputs, gradients[0], create_graph=wanted))
         return (None, *(next(found) if x.requires_grad else None for x in (u, v)))

@@ -123,10 +123,11 @@ def _in_blocks(
 
     block = compiled_step(make_block, field, (key, length))
     missing = -count % length
-    now = torch.cat([now, (now[-1:] + h[-1:]).expand(missing)]).split(length)
-    h = torch.cat([h, torch.zeros_like(h[:1]).expand(missing)]).split(length)
+    starts = torch.cat([now, (now[-1:] + h[-1:]).expand(missing)]).split(length)
+    sizes = torch.cat([h, torch.zeros_like(h[:1]).expand(missing)]).split(length)
     outputs = [state[0]]
-    for number, (at, size) in enumerate(zip(now, h, strict=True)):
-        passed, *state = block(at, size, *state)
+    for number, (at, size) in enumerate(zip(starts, sizes, strict=True)):
+        passed, *rest = block(at, size, *state)
+        state = tuple(rest)
         outputs.extend(passed[i] for i, mark in enumerate(marks[number * length : (number + 1) * length]) if mark)
     return torch.stack(outputs)
