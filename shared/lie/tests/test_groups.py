@@ -25,6 +25,7 @@ from lie.groups import (
     Trivial,
     affine_field,
     affine_generators,
+    affine_structure,
     by_name,
 )
 from lie.testing import check_group
@@ -54,6 +55,19 @@ class Polynomials(LieGroup):
     def log(self, g):
         x, y = g[..., 0, 1], g[..., 1, 2]
         return torch.stack([x, y, g[..., 0, 2] - x * y / 2], -1)
+
+
+class Renamed(LieGroup):
+    """A group from the exp and log of another, alone."""
+
+    def __init__(self, group: LieGroup) -> None:
+        self.group, self.dim, self.matrix_dim, self.point_dim = group, group.dim, group.matrix_dim, group.point_dim
+
+    def exp(self, a):
+        return self.group.exp(a)
+
+    def log(self, g):
+        return self.group.log(g)
 
 
 class PositiveScaling(LieGroup):
@@ -232,37 +246,66 @@ def test_numeric_lift_of_groups_that_define_none():
     """Exact to rounding, differentiable, and the same as the closed form where there is no stabiliser."""
     generator = torch.Generator().manual_seed(0)
 
-    class Plain(LieGroup):
-        """RxSO2 from exp and log alone."""
-
-        dim, matrix_dim = 2, 2
-
-        def exp(self, a):
-            return RxSO2().exp(a)
-
-        def log(self, g):
-            return RxSO2().log(g)
-
     points = torch.randn(50, 2, dtype=torch.float64, generator=generator)
     points = torch.cat([points, torch.tensor([[-1.0, 0.0], [1e-6, 0.0], [1e6, -1e6]], dtype=torch.float64)])
-    u, q = Plain().lift(points.view(53, 1, 2), num_samples=2)
+    u, q = Renamed(RxSO2()).lift(points.view(53, 1, 2), num_samples=2)
     assert u.shape == (53, 1, 2, 2, 2) and q.shape == (53, 1, 2, 0)
     torch.testing.assert_close(u[:, 0, 0], RxSO2().lift(points)[0], rtol=1e-13, atol=1e-13)
-    # The rigid motions along two axes and about z move every point of space; the origin is 0.
-    screw = Subgroup(SE3(), (2, 3, 4, 5))
+    # The rigid motions along all axes and about z move every point of space; the origin is 0.
+    screw = Renamed(Subgroup(SE3(), (2, 3, 4, 5)))
     x = torch.randn(20, 3, dtype=torch.float64, generator=generator)
     u, q = screw.lift(x)
     assert torch.equal(screw.orbit_origin(q), torch.zeros(20, 3, dtype=torch.float64))
     torch.testing.assert_close(screw.act(u, screw.orbit_origin(q)), x, rtol=0, atol=4e-15)
     # Rotations reach the points of one sphere, -e_1 included, and no others.
     sphere = torch.nn.functional.normalize(torch.randn(20, 3, dtype=torch.float64, generator=generator), dim=-1)
-    turns = Subgroup(Sim3(), (1, 2, 3))
+    turns = Renamed(SO3())
     u, q = turns.lift(torch.cat([sphere, -turns.orbit_origin(sphere[:1, :0])]))
     torch.testing.assert_close(turns.act(u, turns.orbit_origin(q))[:20], sphere, rtol=0, atol=4e-15)
     with pytest.raises(ValueError, match="not transitive"):
         turns.lift(2.0 * sphere)
-    J = torch.func.jacrev(lambda p: Plain().lift(p)[0][:, 0].sum())(points[:3])
+    J = torch.func.jacrev(lambda p: Renamed(RxSO2()).lift(p)[0][:, 0].sum())(points[:3])
     torch.testing.assert_close(J, torch.tensor([[1.0, -1.0]] * 3, dtype=torch.float64), rtol=1e-10, atol=1e-10)
+
+
+PARTS = {  # group: rotations, number of translations, dilation, numbers of an orbit id, dimension of the stabiliser
+    Subgroup(SE3(), (2, 3, 4, 5)): (1, 3, False, 0, 1),
+    Subgroup(SE3(), (2, 5)): (1, 1, False, 1, 0),
+    Subgroup(SE3(), (3, 4)): (0, 2, False, 1, 0),
+    Subgroup(T(2), (1,)): (0, 1, False, 1, 0),
+    Subgroup(SO3(), (1,)): (1, 0, False, 2, 0),
+    Subgroup(RxSO2(), (0,)): (0, 0, True, 2, 0),
+    Subgroup(Sim3(), (1, 2, 3)): (3, 0, False, 1, 1),
+    Subgroup(Sim3(), (0, 4, 5, 6)): (0, 3, True, 0, 1),
+    Subgroup(Sim3(), (0, 3, 6)): (1, 1, True, 1, 0),
+}
+
+
+@pytest.mark.parametrize("group", PARTS, ids=repr)
+def test_affine_structure_and_the_lift_of_subgroups(group):
+    rotations, translations, dilation, orbit_dim, stabiliser_dim = PARTS[group]
+    parts = affine_structure(group)
+    assert parts is not None
+    assert (parts.rotations, len(parts.translations), parts.dilation) == (rotations, translations, dilation)
+    assert (group.orbit_dim, group.stabiliser_dim) == (orbit_dim, stabiliser_dim)
+    assert parts.free == (stabiliser_dim == 0)
+    x = torch.randn(6, 1, group.point_dim, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    g = group.sample(6, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (u, q), (v, r) = group.lift(x, 3), group.lift(group.act(g, x), 3)
+    torch.testing.assert_close(q, r, rtol=0, atol=1e-13)  # an orbit id does not change under the group
+    torch.testing.assert_close(group.exp(group.log(u)), u, rtol=0, atol=1e-12)  # elements of the subgroup itself
+    if stabiliser_dim == 0:
+        torch.testing.assert_close(v, g.unsqueeze(-3) @ u, rtol=0, atol=1e-12)
+
+
+def test_affine_structure_knows_a_users_group_and_refuses_what_has_no_such_parts():
+    for group in (T(3), SO2(), SE2(), SO3(), SE3(), Sim2(), Sim3(), RxSO2()):
+        assert affine_structure(Renamed(group)) == affine_structure(group)
+    assert affine_structure(Product(SO2(), T(1))) == affine_structure(Subgroup(SE3(), (2, 5)))
+    for group in (RxSQ(), Heisenberg(), Product(SO3(), T(2))):
+        assert affine_structure(group) is None
+    structure = affine_structure(Trivial(2))
+    assert structure is not None and structure.fixed == ((1.0, 0.0), (0.0, 1.0))
 
 
 def test_bch_has_the_order_it_claims():

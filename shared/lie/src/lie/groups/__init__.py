@@ -21,6 +21,7 @@ from lie.groups.sim2 import Sim2
 from lie.groups.sim3 import Sim3
 from lie.groups.so2 import SO2
 from lie.groups.so3 import SO3
+from lie.groups.structure import AffineStructure, affine_structure
 from lie.groups.subgroup import Subgroup
 from lie.groups.translation import T
 from lie.groups.trivial import Trivial
@@ -30,6 +31,7 @@ __all__ = [
     "SE3",
     "SO2",
     "SO3",
+    "AffineStructure",
     "Heisenberg",
     "LieGroup",
     "Product",
@@ -42,5 +44,6 @@ __all__ = [
     "Trivial",
     "affine_field",
     "affine_generators",
+    "affine_structure",
     "by_name",
 ]

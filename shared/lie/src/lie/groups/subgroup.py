@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.groups.base import LieGroup
+from lie.groups.affine_lift import affine_lift, orbit_basis
+from lie.groups.base import LieGroup, affine_matrix
+from lie.groups.structure import AffineStructure, affine_structure
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,48 @@ class Subgroup(LieGroup):
     def vector_field(self, a: Float[Tensor, "*batch dim"], x: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch d"]:
         """The fundamental field of G, the other coordinates being 0."""
         return self.G.vector_field(self._embed(a), x)
+
+    @property
+    def orbit_dim(self) -> int | None:  # type: ignore[override]
+        """How many numbers name an orbit, where the action has the parts of `lie.groups.structure`."""
+        structure = self._parts()
+        return None if structure is None else len(structure.fixed) + (
+            structure.rotations > 0 and not structure.moves_plane
+        )
+
+    @property
+    def stabiliser_dim(self) -> int | None:  # type: ignore[override]
+        """Dimension of the stabiliser of a generic point, where the action has the parts of `lie.groups.structure`."""
+        structure = self._parts()
+        if structure is None:
+            return None
+        reached = structure.d - (self.orbit_dim or 0) + (structure.dilation and bool(self.orbit_dim))
+        return self.dim - reached
+
+    def lift(
+        self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """By the translations, turns and dilations in the subgroup (`lie.groups.affine_lift`), else numerically.
+
+        The orbit id is what none of them changes: coordinates, or the distance from an axis or centre.
+        """
+        structure = self._parts()
+        if structure is None:
+            return super().lift(x, num_samples, generator)
+        self._check_points(x, num_samples)
+        linear, t, orbit = affine_lift(structure, x, num_samples, generator)
+        return (affine_matrix(linear, t) if self.matrix_dim > structure.d else linear), orbit
+
+    def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
+        """The representative of the orbit, along the directions of `lie.groups.affine_lift.orbit_basis`."""
+        structure = self._parts()
+        return super().orbit_origin(orbit) if structure is None else orbit @ orbit_basis(structure, orbit)
+
+    def _parts(self) -> AffineStructure | None:
+        """The parts of the action, where the matrices are those of the affine maps."""
+        if type(self.G).act is not LieGroup.act or self.point_dim not in (self.matrix_dim, self.matrix_dim - 1):
+            return None
+        return affine_structure(self)
 
     def _embed(self, a: Tensor) -> Tensor:
         self._check_algebra(a)
