@@ -55,9 +55,7 @@ def _turn(structure: AffineStructure, rest: Tensor, generator: torch.Generator |
         return eye.expand(*rest.shape, d), none
     if structure.rotations == 3:
         if structure.moves_plane:
-            return uniform_rotations(
-                *rest.shape[:-1], generator=generator, dtype=rest.dtype, device=rest.device
-            ), none
+            return uniform_rotations(*rest.shape[:-1], generator=generator, dtype=rest.dtype, device=rest.device), none
         return SO3().lift(rest, generator=generator)
     plane = torch.tensor(structure.plane, dtype=rest.dtype, device=rest.device)  # (2, d)
     if structure.moves_plane:

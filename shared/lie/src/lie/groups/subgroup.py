@@ -100,8 +100,10 @@ class Subgroup(LieGroup):
     def orbit_dim(self) -> int | None:  # type: ignore[override]
         """How many numbers name an orbit, where the action has the parts of `lie.groups.structure`."""
         structure = self._parts()
-        return None if structure is None else len(structure.fixed) + (
-            structure.rotations > 0 and not structure.moves_plane
+        return (
+            None
+            if structure is None
+            else len(structure.fixed) + (structure.rotations > 0 and not structure.moves_plane)
         )
 
     @property
