@@ -6,6 +6,7 @@ python examples/geodesic.py geodesic.svg
 from __future__ import annotations
 
 import argparse
+import importlib.util
 
 import torch
 from lie.groups import SE3, SO3
@@ -19,6 +20,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", help="picture to write: .svg, .png or .pdf")
     arguments = parser.parse_args()
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("the picture needs matplotlib: python -m pip install matplotlib")
     s = torch.linspace(0.0, 1.0, 13, dtype=torch.float64)
     screw = G.interpolate(START, END, s)
     turn = SO3().interpolate(START[:3, :3], END[:3, :3], s)

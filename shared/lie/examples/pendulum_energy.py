@@ -9,6 +9,7 @@ the energy. Methods that are symplectic stay at their level for ever, classical 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 
 import torch
 from lie.integrators import odeint
@@ -43,6 +44,8 @@ def main() -> None:
     parser.add_argument("out", help="picture to write: .svg, .png or .pdf")
     parser.add_argument("--end", type=float, default=2000.0, help="time to integrate to (default: %(default)s)")
     arguments = parser.parse_args()
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("the picture needs matplotlib: python -m pip install matplotlib")
     t, found = errors(arguments.end, 201)
 
     import matplotlib

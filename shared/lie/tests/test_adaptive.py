@@ -218,6 +218,52 @@ def test_failures_name_time_step_and_samples_and_keep_what_was_reached(method):
 
 
 @each_method
+def test_second_derivatives_through_checkpoints(method):
+    """dy/dt = -y^3 has y(1) = y0 / sqrt(1 + 2 y0^2), whose second derivative at 1 is -6 / 3^(5/2)."""
+    y0 = torch.tensor([[1.0]], dtype=F64, requires_grad=True)
+    t = torch.tensor([0.0, 1.0], dtype=F64)
+    for checkpoint in (False, True):
+        end = method(lambda t, y: -(y**3), y0, t, rtol=1e-11, atol=1e-12, checkpoint=checkpoint)[-1].sum()
+        (first,) = torch.autograd.grad(end, y0, create_graph=True)
+        (second,) = torch.autograd.grad(first.sum(), y0)
+        assert float(first) == pytest.approx(3**-1.5, rel=1e-9)
+        assert float(second) == pytest.approx(-6 * 3**-2.5, rel=1e-8)
+
+
+@each_method
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_gradients_by_the_times(method, checkpoint):
+    """y' = t y: y(b) = y0 exp((b^2 - a^2) / 2), with derivatives -a y(b) and b y(b) by the two ends."""
+    t = torch.tensor([0.5, 0.9, 1.5], dtype=F64, requires_grad=True)
+    y = method(lambda t, y: t * y, torch.ones(2, 1, dtype=F64), t, rtol=1e-12, atol=1e-13, checkpoint=checkpoint)
+    (gradient,) = torch.autograd.grad(y[-1, 0, 0], t)
+    expected = torch.tensor([-0.5, 0.0, 1.5], dtype=F64) * y[-1, 0, 0].detach()
+    torch.testing.assert_close(gradient, expected, rtol=1e-8, atol=1e-9)
+
+
+@each_method
+def test_a_float32_state_does_not_mind_a_late_start(method):
+    """The clock runs in the dtype of the times: an autonomous field does not know when it starts."""
+    z0 = states(3, torch.float32)
+    ends = [method(pendulum, z0, torch.tensor([a, a + 1], dtype=F64), rtol=1e-5, atol=1e-6)[-1] for a in (0.0, 1e6)]
+    torch.testing.assert_close(*ends, rtol=0, atol=2e-6)  # float32 states, after some ten steps
+
+
+@each_method
+def test_a_single_state_is_one_sample_and_mixed_samples_are_refused(method):
+    t = torch.linspace(0, 3, 4, dtype=F64)
+    options = {"method": method.__name__, "per_sample": True}
+    alone = odeint(pendulum, states(1)[0], t, **options)
+    assert torch.equal(alone, odeint(pendulum, states(1), t, **options)[:, 0])
+
+    def swings(t, z):  # a state (2, n) of positions and velocities, without a batch axis
+        return torch.stack([z[1], -z[0].sin()])
+
+    with pytest.raises(ValueError, match=r"mixes samples.*the 2 rows of a state \(2, 3\).*y0.unsqueeze\(0\)"):
+        odeint(swings, torch.ones(2, 3, dtype=F64), t, **options)
+
+
+@each_method
 def test_bad_input(method):
     t = torch.tensor([0.0, 1.0], dtype=F64)
     with pytest.raises(ValueError, match=r"samples along the leading axis"):

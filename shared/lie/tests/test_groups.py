@@ -101,9 +101,62 @@ def test_laws_at_random_scales(seed, scale, group):
     check_group(group, scale=scale, seed=seed, count=4, tolerance=1e-11)
 
 
-@pytest.mark.parametrize("law_breaker", ["log", "exp", "not_closed"])
+def test_elements_are_told_from_other_matrices():
+    generator = torch.Generator().manual_seed(0)
+    for group in GROUPS:
+        g = group.sample(5, generator=generator, dtype=torch.float64)
+        assert group.contains(g).all()
+        if group.dim:
+            assert not group.contains(g + 0.1 * torch.arange(1.0, 6.0).view(5, 1, 1)).any(), group
+    assert SO3().contains(torch.stack([torch.eye(3), -torch.eye(3), 2 * torch.eye(3)])).tolist() == [True, False, False]
+
+
+def test_sizes_one_by_one_or_as_a_tuple_and_elements_of_ones_own():
+    G = SE3()
+    draws = [G.sample(*shape, generator=torch.Generator().manual_seed(0)) for shape in ((3, 2), ((3, 2),))]
+    assert torch.equal(*draws) and draws[0].shape == (3, 2, 4, 4)
+    for group in (G, Trivial(2)):
+        g = group.identity(3)
+        g[0, 0, 1] = 5.0
+        assert (g[1:, 0, 1] == 0).all()
+        torch.func.jvp(group.log, (group.identity(4),), (torch.zeros(4, group.matrix_dim, group.matrix_dim),))
+        torch.func.jvp(group.inverse, (group.sample(4),), (torch.zeros(4, group.matrix_dim, group.matrix_dim),))
+
+
+def test_one_point_alone_can_be_lifted():
+    for group in (SO3(), SE2(), SE3(), RxSO2(), Product(SE3(), SO3()), Subgroup(SE3(), (2, 3, 4, 5))):
+        x = torch.linspace(0.5, 1.0, group.point_dim)
+        u, q = group.lift(x)
+        torch.testing.assert_close(group.act(u, group.orbit_origin(q)), x)
+
+
+def test_an_origin_of_ones_own_serves_the_numeric_lift():
+    class Rays(LieGroup):
+        """Scalings of the two axes, on points of the open quadrant: the default origin (1, 0) is of no use."""
+
+        dim, matrix_dim, point_dim = 2, 2, 2
+
+        def exp(self, a):
+            return torch.diag_embed(a.exp())
+
+        def log(self, g):
+            return g.diagonal(dim1=-2, dim2=-1).log()
+
+        def orbit_origin(self, orbit):
+            return orbit.new_ones(*orbit.shape[:-1], 2)
+
+    G, x = Rays(), torch.tensor([[3.0, 4.0], [0.1, 7.0]], dtype=torch.float64)
+    check_group(G)
+    u, q = G.lift(x)
+    torch.testing.assert_close(G.act(u, G.orbit_origin(q)), x, rtol=1e-14, atol=0)
+    check_group(Product(PositiveScaling(), SO2()))  # a factor that is not transitive is no reason to fail
+
+
+@pytest.mark.parametrize("law_breaker", ["log", "exp", "not_closed", "sample", "normalise", "distance", "orbit_origin"])
 def test_check_group_catches_a_broken_group(law_breaker):
     class Broken(Polynomials):
+        point_dim = 2
+
         def log(self, g):
             return super().log(g) * (1.001 if law_breaker == "log" else 1.0)
 
@@ -111,6 +164,20 @@ def test_check_group_catches_a_broken_group(law_breaker):
             scaled = a * torch.tensor([1.0, 1.0, 1.001], dtype=a.dtype) if law_breaker == "exp" else a
             g = super().exp(scaled)
             return g + a.square().sum(-1)[..., None, None] if law_breaker == "not_closed" else g
+
+        def _sample(self, *shape, **options):
+            g = super()._sample(*shape, **options)
+            return 1.01 * g if law_breaker == "sample" else g
+
+        def normalise(self, g):
+            return 1.01 * g if law_breaker == "normalise" else g
+
+        def distance(self, u, v, *orbits, **options):
+            return self.relative(u, v)[..., 0] if law_breaker == "distance" else super().distance(u, v)
+
+        def lift(self, x, num_samples=None, generator=None):
+            u, q = super().lift(x, num_samples, generator)
+            return (1.5 * u if law_breaker == "orbit_origin" else u), q
 
     with pytest.raises(AssertionError, match="breaks the law"):
         check_group(Broken())
@@ -356,17 +423,53 @@ def test_errors_say_what_was_expected():
         SE2().lift(torch.zeros(5, 3))
     with pytest.raises(ValueError, match="num_samples of at least 1"):
         SE2().lift(torch.zeros(5, 2), num_samples=0)
-    with pytest.raises(ValueError, match=r"expected points of shape \(\.\.\., 3\) or \(\.\.\., 2\)"):
+    with pytest.raises(ValueError, match=r"expected points of shape \(\.\.\., 2\) or \(\.\.\., 3\) for SE2"):
         SE2().act(torch.eye(3), torch.zeros(5))
+    for group in (SO3(), RxSO2(), SO2(), RxSQ()):  # a linear group takes no affine points
+        d = group.matrix_dim
+        with pytest.raises(ValueError, match=rf"points of shape \(\.\.\., {d}\) for"):
+            group.act(group.identity(), torch.zeros(d - 1))
+        with pytest.raises(ValueError, match=rf"points of shape \(\.\.\., {d}\) for"):
+            group.vector_field(torch.zeros(group.dim), torch.zeros(d - 1))
+    with pytest.raises(
+        ValueError, match=r"broadcast, got \(4,\) and \(4, 7\); for several points an element use g.uns"
+    ):
+        SO3().act(SO3().identity(4), torch.zeros(4, 7, 3))
+    with pytest.raises(TypeError, match="of one dtype"):
+        SO3().act(SO3().identity(), torch.zeros(3, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"as a tensor, got list; use torch.as_tensor"):
+        SO3().exp([0.0, 0.0, 1.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="of both elements or of none"):
+        SE3().distance(SE3().identity(), SE3().identity(), torch.zeros(1))
+    with pytest.raises(TypeError, match=r"a torch\.Generator, got 0"):
+        SO3().sample(2, generator=0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="integer sizes"):
+        SO3().sample(2.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="whole number of dimensions"):
+        T(1.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="family of groups: name the dimension"):
+        by_name("t")
+    with pytest.raises(TypeError, match="got the class SE3; write SE3"):
+        check_group(SE3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"use lie\.groups\.by_name"):
+        check_group("se3")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="count of at least 3"):
+        check_group(SE3(), count=0)
+
+    class WithoutSize(PositiveScaling):
+        dim = None  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="WithoutSize to set dim to an integer"):
+        check_group(WithoutSize())
     with pytest.raises(ValueError, match=r"not transitive on these points: 1 of 2 are not\s+reached.*define `lift`"):
         PositiveScaling().lift(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
     with pytest.raises(ValueError, match=r"span no subalgebra: the bracket of 0 and 1 has a part along 2"):
         Subgroup(SE2(), (0, 1))
     with pytest.raises(ValueError, match="distinct coordinates between 0 and 2"):
         Subgroup(SE2(), (0, 3))
-    with pytest.raises(TypeError, match="instance such as"):
+    with pytest.raises(TypeError, match=r"an instance for G, got the class SO3; write SO3\(\)"):
         Product(SO3, SO2())
-    with pytest.raises(ValueError, match="an order between 1 and 5"):
+    with pytest.raises(ValueError, match="a whole order between 1 and 5"):
         SO3().bch(torch.zeros(3), torch.zeros(3), order=6)
     with pytest.raises(ValueError, match="at least one element"):
         SO3().mean(torch.zeros(0, 3, 3))

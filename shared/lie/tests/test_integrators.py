@@ -159,6 +159,36 @@ def test_float32_and_one_time():
         assert torch.equal(odeint(FIELD, Z0, torch.zeros(1, dtype=torch.float64), method=method)[0], Z0)
 
 
+def test_states_without_axes_empty_ones_and_float32_times():
+    t = torch.linspace(0, 1, 11)
+    end = odeint(lambda t, y: -y, torch.tensor(1.0), t, method="rk4")
+    assert end.shape == (11,) and float(end[-1]) == pytest.approx(math.exp(-1), rel=1e-5)
+    for method in ("dopri5", "rk4", "dop853", "leapfrog", "gauss4"):
+        assert odeint(QUICK, torch.zeros(0, 2), t, method=method).shape == (11, 0, 2)
+    # Whole numbers are the same times in both dtypes; the steps between are as exact as the state.
+    whole = torch.arange(5.0)
+    for method in ("leapfrog", "yoshida8", "gauss6"):
+        a, b = (odeint(QUICK, Z0, s, method=method, options={"step_size": 0.1}) for s in (whole, whole.double()))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-14)
+
+
+def test_adams_is_stable_at_steps_of_use():
+    t = torch.linspace(0, 4, 41, dtype=torch.float64)
+    z = odeint(QUICK, Z0, t, method="explicit_adams")
+    torch.testing.assert_close(z, reference(t), rtol=0, atol=5e-3)  # order 4 at a step of 0.1
+
+
+def test_methods_can_be_mapped():
+    t = torch.linspace(0, 1, 3, dtype=torch.float64)
+    batch = torch.stack([Z0, 1.5 * Z0])
+    for method, options in (("leapfrog", {"step_size": 0.1}), ("gauss4", {"step_size": 0.1, "iterations": 20})):
+
+        def solve(z, method=method, options=options):
+            return odeint(QUICK, z, t, method=method, options=options)
+
+        torch.testing.assert_close(torch.func.vmap(solve)(batch), torch.stack([solve(z) for z in batch]))
+
+
 def test_errors():
     t = torch.tensor([0.0, 1.0], dtype=torch.float64)
     with pytest.raises(ValueError, match=r"unknown method 'dopri6': did you mean 'dopri"):
@@ -169,8 +199,24 @@ def test_errors():
         odeint(FIELD, Z0, torch.zeros(0))
     with pytest.raises(ValueError, match="finite initial state"):
         odeint(FIELD, Z0 * math.nan, t)
-    with pytest.raises(TypeError, match="floating-point"):
+    with pytest.raises(TypeError, match=r"floating-point.*use .to\(torch.float64\)"):
         odeint(FIELD, Z0.long(), t)
+    with pytest.raises(TypeError, match="times as a tensor, got list"):
+        odeint(FIELD, Z0, [0.0, 1.0])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="finite initial state and finite times"):
+        odeint(FIELD, Z0, torch.tensor([0.0, math.nan]))
+    with pytest.raises(TypeError, match=r"a tensor from field\(t, y\), got tuple"):
+        odeint(lambda t, y: (y, y), Z0, t)  # type: ignore[arg-type,return-value]
+    for name, value in (("rtol", -1.0), ("atol", math.nan)):
+        with pytest.raises(ValueError, match=f"a finite {name} that is not negative"):
+            odeint(FIELD, Z0, t, **{name: value})
+    for step in (-0.1, 0.0):
+        with pytest.raises(ValueError, match="positive step_size"):
+            odeint(FIELD, Z0, t, method="rk4", options={"step_size": step})
+    with pytest.raises(ValueError, match="no gradient"):
+        odeint(FIELD, Z0.clone().requires_grad_(), t, method="scipy_solver", options={"solver": "RK45"})
+    with pytest.raises(FloatingPointError, match="max_num_steps"):
+        odeint(QUICK, Z0, t * 1e3, options={"max_num_steps": 10})
     with pytest.raises(ValueError, match=r"field of the state's shape \(2, 2\), got \(2, 1\)"):
         odeint(lambda s, y: y[:, :1], Z0, t)
     with pytest.raises(TypeError, match=r"torch.nn.Module"):

@@ -184,8 +184,12 @@ def test_projection_onto_a_surface_after_any_step():
         free = odeint(turn, start, t, method=method, rtol=1e-4, per_sample=method != "gauss4",
                       options={**options, "project": onto})  # fmt: skip
         assert (free[..., :2].norm(dim=-1) - 1).abs().max() < 4e-16
-    with pytest.raises(IntegrationError, match=r"projection did not converge.*sample 0"):
+    with pytest.raises(IntegrationError, match=r"projection did not converge in 30 iterations \(sample 0\); the const"):
         projection(lambda y: y.square().sum(-1, keepdim=True) + 1.0)(start)
+    with pytest.raises(TypeError, match="floating-point states"):
+        onto(torch.ones(2, 3, dtype=torch.long))
+    with pytest.raises(TypeError, match="a constraint"):
+        projection(3)  # type: ignore[arg-type]
 
 
 def spherical(t, y):
@@ -249,6 +253,12 @@ def test_rattle_on_points_keeps_two_bars_and_names_dependent_constraints():
         rattle(field, z0, t, constraint=lambda q: bars(q)[..., [0, 1, 1]], step_size=0.01, dim=-3)
     with pytest.raises(ValueError, match="on the constraint surface"):
         rattle(field, 1.1 * z0, t, constraint=bars, dim=-3)
+    falling = z0.clone()
+    falling[:, 1, 0, 0] = 0.5
+    with pytest.raises(ValueError, match=r"tangent to the constraint surface, got a part of 0\.\d+ across"):
+        rattle(field, falling, t, constraint=bars, dim=-3)
+    with pytest.raises(ValueError, match=r"a constraint \(\.\.\., state\) -> \(\.\.\., C\)"):
+        rattle(field, z0, t, constraint=lambda q: bars(q).sum(-1), dim=-3)
 
 
 def test_rattle_is_independent_of_batch_mates_and_compiles():
@@ -327,8 +337,16 @@ def test_errors():
         rkmk4(lambda t, g: g[..., 0], torch.eye(3, dtype=F64), t, group=SO3(), side="up")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"elements of shape \(\.\.\., 4, 4\)"):
         rkmk4(lambda t, g: g[..., 0], torch.eye(3, dtype=F64), t, group=SE3())
-    with pytest.raises(ValueError, match=r"algebra coordinates \(\.\.\., 3\)"):
+    with pytest.raises(ValueError, match=r"algebra coordinates \(3,\) for SO3\(\) and elements \(3, 3\), got \(1,\)"):
         rkmk4(lambda t, g: g[..., 0, :1], torch.eye(3, dtype=F64), t, group=SO3())
+    with pytest.raises(ValueError, match=r"got \(3, 3, 3\)"):  # matrices of the algebra instead of coordinates
+        rkmk4(lambda t, g: SO3().hat(g[..., 0]), torch.eye(3, dtype=F64).expand(3, 3, 3), t, group=SO3())
+    with pytest.raises(ValueError, match="1 of 1 matrices that are none"):
+        rkmk4(lambda t, g: g[..., 0], 2 * torch.eye(3, dtype=F64), t, group=SO3())
+    with pytest.raises(TypeError, match=r"an instance for group, got the class SO3; write SO3\(\)"):
+        rkmk4(lambda t, g: g[..., 0], torch.eye(3, dtype=F64), t, group=SO3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"field of torch\.float64"):
+        rkmk4(lambda t, g: g[..., 0].float(), torch.eye(3, dtype=F64), t, group=SO3())
     with pytest.raises(ValueError, match="number of iterations"):
         gauss4(pendulum, Z0, t, compile=True)
     with pytest.raises(ValueError, match="at least one iteration"):

@@ -3,7 +3,7 @@ r"""The derivative of a map along a tangent, :math:`Df(x)[v]`, by forward-mode d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ def jvp_along(
     v: Any,
     *,
     chunk_size: int | None = None,
+    randomness: Literal["error", "same", "different"] = "error",
 ) -> tuple[Any, Any]:
     """The value ``f(x)`` and its derivative along ``v``, in one forward pass.
 
@@ -24,6 +25,8 @@ def jvp_along(
         x: point, any shape.
         v: tangent at ``x`` of the same shape; or several, stacked along one new leading axis (of every tensor).
         chunk_size: how many of several tangents go through ``f`` together, to bound the memory; None takes all.
+        randomness: what random operations in ``f`` do for several tangents, as of `torch.func.vmap`: ``"same"`` for
+            one mask of a dropout, say.
 
     Returns:
         ``f(x)``, and ``Df(x)[v]`` of the same shape (with the leading axis of ``v`` where it has one).
@@ -38,7 +41,7 @@ def jvp_along(
     >>> jvp_along(torch.sin, torch.zeros(2), torch.ones(2))[1]
     tensor([1., 1.])
     """
-    if chunk_size is not None and chunk_size < 1:
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"expected a chunk_size of at least 1, got {chunk_size}; None takes all tangents at once")
     points, structure = tree_flatten(x)
     tangents, tangent_structure = tree_flatten(v)
@@ -51,7 +54,7 @@ def jvp_along(
 
     # The primal does not depend on the mapped tangent, so vmap computes it once and hands out a view that repeats it
     # (out_dims=None would say so, but fails inside another vmap).
-    push = torch.func.vmap(lambda u: pushforward(f, (x,), (u,)))
+    push = torch.func.vmap(lambda u: pushforward(f, (x,), (u,)), randomness=randomness)
     size = chunk_size or count
     chunks = zip(*(tangent.split(size) for tangent in tangents), strict=True)
     value, along = push(tree_unflatten(list(next(chunks)), structure))

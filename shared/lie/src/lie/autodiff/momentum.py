@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lie.autodiff.hamiltonian import change_along_flow, phase_space_halves
 from lie.autodiff.jvp import jvp_along
-from lie.groups.base import LieGroup
+from lie.groups.base import LieGroup, check_is_group
 
 
 def momentum_map(
@@ -47,6 +47,7 @@ def momentum_map(
     >>> Q(torch.tensor([1.0, 0.0, 0.0, 0.0, 2.0, 0.0]))
     tensor([0., 0., 2.])
     """
+    check_is_group(group)
 
     def momentum(z: Tensor) -> Tensor:
         q, p = phase_space_halves(z, dim)

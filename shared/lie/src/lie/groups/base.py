@@ -8,9 +8,10 @@ broadcast. Angles are radians, ``act`` is the left action, elements compose by `
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
@@ -149,14 +150,25 @@ class LieGroup(ABC):
     def identity(
         self, *shape: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> Float[Tensor, "*shape m m"]:
-        """The identity element, repeated to ``shape``."""
+        """The identity element, repeated to ``shape``; a tensor of its own, which may be written to."""
         m = self.matrix_dim
-        return torch.eye(m, dtype=dtype, device=device).expand(*shape, m, m)
+        return torch.eye(m, dtype=dtype, device=device).expand(*_sizes(shape), m, m).clone()
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The inverse element."""
         self._check_element(g)
         return torch.linalg.inv(g)
+
+    def contains(self, g: Float[Tensor, "*batch m m"], *, tolerance: float | None = None) -> Bool[Tensor, "*batch"]:
+        """Whether ``g`` is an element: ``exp(log(g)) == g`` up to ``tolerance``, relative to the largest entry.
+
+        The default tolerance is the square root of the machine epsilon: elements that drifted a little still count.
+        """
+        self._check_element(g)
+        allowed = torch.finfo(g.dtype).eps ** 0.5 if tolerance is None else tolerance
+        size = g.abs().flatten(-2).amax(-1).clamp(min=1.0)
+        difference = (self.exp(self.log(g)) - g).abs().flatten(-2).amax(-1)
+        return difference <= allowed * size  # false for NaN
 
     def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """``g`` with the rounding errors of long products taken out, where the group knows how (rotations do).
@@ -248,6 +260,8 @@ class LieGroup(ABC):
         With orbit ids: ``alpha |log(v^-1 u)| + (1 - alpha) |orbit_u - orbit_v|``, alpha 0.2 as in the
         published implementation. Its derivative where the two coincide is zero, not NaN.
         """
+        if (orbit_u is None) != (orbit_v is None):
+            raise ValueError("expected the orbit ids of both elements or of none, got those of one")
         along = _safe_norm(self.relative(u, v))
         if orbit_u is None or orbit_v is None:
             return along
@@ -260,32 +274,68 @@ class LieGroup(ABC):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Float[Tensor, "*shape m m"]:
-        """Random elements: ``exp`` of standard normal coordinates (groups with rotations draw those by Haar)."""
-        return self.exp(torch.randn(*shape, self.dim, generator=generator, dtype=dtype, device=device))
+        """Random elements: rotations by Haar, the coordinates of all else standard normal.
 
-    # The action on points
+        Args:
+            shape: of the batch, ``sample(3, 2)`` or ``sample((3, 2))``.
+            generator: source of randomness; None is torch's own.
+            dtype, device: of the elements.
+
+        Raises:
+            TypeError: for a generator that is none, or sizes that are no integers.
+        """
+        if generator is not None and not isinstance(generator, torch.Generator):
+            raise TypeError(
+                f"expected a torch.Generator, got {generator!r}; for a seed use torch.Generator().manual_seed(0)"
+            )
+        return self._sample(*_sizes(shape), generator=generator, dtype=dtype, device=device)
+
+    def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
+        """What `sample` draws: here ``exp`` of standard normal coordinates."""
+        return self.exp(torch.randn(*shape, self.dim, **options))
 
     def act(self, g: Float[Tensor, "*batch m m"], x: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch d"]:
-        """``g`` applied to the point ``x``: linear if x has ``matrix_dim`` coordinates, affine if one less."""
+        """``g`` applied to the point ``x``: linear if x has ``matrix_dim`` coordinates, affine if one less.
+
+        A group that declares `point_dim` takes points of so many coordinates, and homogeneous ones.
+
+        Raises:
+            ValueError: for points of another dimension, or batches that do not broadcast.
+            TypeError: for elements and points of different dtypes.
+        """
         self._check_element(g)
-        m, d = self.matrix_dim, x.shape[-1]
-        if d == m:
+        self._check_acted(x)
+        if g.dtype != x.dtype:
+            raise TypeError(
+                f"expected elements and points of one dtype, got {g.dtype} and {x.dtype}; use x.to(g.dtype)"
+            )
+        _check_batches(g.shape[:-2], x.shape[:-1])
+        d = x.shape[-1]
+        if d == self.matrix_dim:
             return (g @ x.unsqueeze(-1)).squeeze(-1)
-        if d == m - 1:
-            return (g[..., :d, :d] @ x.unsqueeze(-1)).squeeze(-1) + g[..., :d, d]
-        raise ValueError(
-            f"expected points of shape (..., {m}) or (..., {m - 1}) for {type(self).__name__}, got {tuple(x.shape)}; "
-            "override `act` if the group acts otherwise"
-        )
+        return (g[..., :d, :d] @ x.unsqueeze(-1)).squeeze(-1) + g[..., :d, d]
 
     def vector_field(self, a: Float[Tensor, "*batch dim"], x: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch d"]:
         """The fundamental vector field of ``a`` at ``x``: the derivative of ``act(exp(t a), x)`` at t = 0."""
         self._check_algebra(a)
-        if type(self).act is LieGroup.act and x.shape[-1] in (self.matrix_dim, self.matrix_dim - 1):
+        if type(self).act is LieGroup.act:
+            self._check_acted(x)
             d, A = x.shape[-1], self.hat(a)  # noqa: N806
             velocity = (A[..., :d, :d] @ x.unsqueeze(-1)).squeeze(-1)
             return velocity if d == self.matrix_dim else velocity + A[..., :d, d]
         return torch.func.jvp(lambda b: self.act(self.exp(b), x), (torch.zeros_like(a),), (a,))[1]
+
+    def _check_acted(self, x: Tensor) -> None:
+        """Raise unless the matrices act on points of this many coordinates."""
+        _check_tensor(x, "points")
+        m, d = self.matrix_dim, x.shape[-1] if x.ndim else 0
+        allowed = (m - 1, m) if self.point_dim is None else tuple(sorted({self.point_dim, m}))
+        if d not in allowed:
+            shapes = " or ".join(f"(..., {size})" for size in allowed)
+            raise ValueError(
+                f"expected points of shape {shapes} for {type(self).__name__}, got {tuple(x.shape)}; "
+                "override `act` if the group acts otherwise"
+            )
 
     def lift(
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
@@ -305,9 +355,10 @@ class LieGroup(ABC):
         Raises:
             ValueError: if the action is not transitive on the points, for a group without a lift of its own.
 
-        A group that defines no lift gets this one: one orbit, its origin that of `orbit_origin`, and for each point
-        an element found by Gauss-Newton in the algebra (`lie.groups.lifting`). It is exact to rounding and can be
-        differentiated, but takes one element of the coset and draws none at random.
+        A group that defines no lift gets this one: one orbit, its origin that of `orbit_origin` (override it where the
+        default is a point that the group does not move everywhere), and for each point an element found by
+        Gauss-Newton in the algebra (`lie.groups.lifting`). It is exact to rounding and can be differentiated, but takes
+        one element of the coset and draws none at random.
 
         Source: Finzi et al. 2020 (LieConv), section on lifting from X to G x X/G.
         """
@@ -317,10 +368,17 @@ class LieGroup(ABC):
             raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
         d, m = x.shape[-1], self.matrix_dim
         points = x.reshape(-1, d)
-        u = numeric_lift(self, points, self._numeric_origin(x.detach(), d)).view(*x.shape[:-1], m, m)
+        own = type(self).orbit_origin is not LieGroup.orbit_origin
+        origin = self.orbit_origin(x.detach().new_zeros(0)) if own else self._numeric_origin(x.detach(), d)
+        u = numeric_lift(self, points, origin).view(*x.shape[:-1], m, m)
         if num_samples is not None:
             u = u.unsqueeze(-3).expand(*x.shape[:-1], num_samples, m, m)
         return u, with_samples(x, num_samples)[..., :0]
+
+    @property
+    def lifts_numerically(self) -> bool:
+        """Whether `lift` searches for elements, for want of one that is defined."""
+        return type(self).lift is LieGroup.lift
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The chosen origin of each orbit, from which `lift` starts.
@@ -342,6 +400,7 @@ class LieGroup(ABC):
     # Checks where users enter
 
     def _check_algebra(self, a: Tensor) -> None:
+        _check_tensor(a, "algebra coordinates")
         if a.shape[-1:] != (self.dim,):
             raise ValueError(
                 f"expected algebra coordinates of shape (..., {self.dim}) for {type(self).__name__}, "
@@ -351,6 +410,7 @@ class LieGroup(ABC):
             raise TypeError(f"expected floating-point algebra coordinates, got {a.dtype}; use a.to(torch.float32)")
 
     def _check_element(self, g: Tensor) -> None:
+        _check_tensor(g, "elements")
         m = self.matrix_dim
         if g.shape[-2:] != (m, m):
             raise ValueError(
@@ -360,6 +420,7 @@ class LieGroup(ABC):
             raise TypeError(f"expected floating-point elements, got {g.dtype}; use g.to(torch.float32)")
 
     def _check_points(self, x: Tensor, num_samples: int | None) -> None:
+        _check_tensor(x, "points")
         if x.shape[-1:] != (self.point_dim,):
             raise ValueError(
                 f"expected points of shape (..., {self.point_dim}) for {type(self).__name__}, got {tuple(x.shape)}"
@@ -401,6 +462,27 @@ def _new_constants(group: LieGroup) -> tuple[Tensor, Tensor, Tensor]:
 _constants._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def _sizes(shape: tuple[Any, ...]) -> tuple[int, ...]:
+    """The sizes of a batch, given one by one or as one tuple."""
+    if len(shape) == 1 and isinstance(shape[0], tuple | list | torch.Size):
+        shape = tuple(shape[0])
+    if not all(isinstance(size, int | torch.SymInt) for size in shape):
+        raise TypeError(f"expected integer sizes, as sample(3, 2), got {shape}")
+    return shape
+
+
+def check_is_group(group: Any, name: str = "group") -> None:
+    """Raise for what is no group: a class instead of an instance, a name, or a group that lacks its dimensions."""
+    if isinstance(group, type) and issubclass(group, LieGroup):
+        raise TypeError(f"expected an instance for {name}, got the class {group.__name__}; write {group.__name__}()")
+    if not isinstance(group, LieGroup):
+        hint = "; use lie.groups.by_name for a name" if isinstance(group, str) else ""
+        raise TypeError(f"expected a LieGroup for {name}, got {group!r}{hint}")
+    for attribute in ("dim", "matrix_dim"):
+        if not isinstance(getattr(group, attribute, None), int):
+            raise TypeError(f"expected {type(group).__name__} to set {attribute} to an integer; see LieGroup")
+
+
 def with_samples(x: Tensor, num_samples: int | None) -> Tensor:
     """``x`` of shape (..., d) repeated to (..., num_samples, d), or as it is for None."""
     return x if num_samples is None else x.unsqueeze(-2).expand(*x.shape[:-1], num_samples, x.shape[-1])
@@ -423,6 +505,21 @@ def orthonormalised(R: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d
     """
     eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
     return R + 0.5 * (R @ (eye - R.mT @ R))
+
+
+def _check_batches(elements: torch.Size, points: torch.Size) -> None:
+    try:
+        torch.broadcast_shapes(elements, points)
+    except RuntimeError:
+        raise ValueError(
+            f"expected elements and points whose batches broadcast, got {tuple(elements)} and {tuple(points)}; for "
+            "several points an element use g.unsqueeze(-3)"
+        ) from None
+
+
+def _check_tensor(x: Any, name: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"expected {name} as a tensor, got {type(x).__name__}; use torch.as_tensor")
 
 
 def _safe_norm(a: Tensor) -> Tensor:

@@ -26,8 +26,8 @@ def baker_campbell_hausdorff(
     order: int,
 ) -> Float[Tensor, "*batch dim"]:
     """The terms of degree 1 to ``order`` in a and b together."""
-    if not 1 <= order <= MAXIMUM_ORDER:
-        raise ValueError(f"expected an order between 1 and {MAXIMUM_ORDER}, got {order}")
+    if not isinstance(order, int) or not 1 <= order <= MAXIMUM_ORDER:
+        raise ValueError(f"expected a whole order between 1 and {MAXIMUM_ORDER}, got {order}")
     total = a + b
     if order == 1:
         return total

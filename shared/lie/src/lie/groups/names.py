@@ -46,7 +46,12 @@ def by_name(name: str, *, n: int | None = None) -> LieGroup:
     Raises:
         lie.run.UserError: (a ValueError) for an unknown name, with the nearest known ones.
     """
-    group = _parse(re.sub(r"[()\s_-]", "", name.lower()), n)
+    if not isinstance(name, str):
+        raise TypeError(f"expected the name of a group, got {name!r}")
+    key = re.sub(r"[()\s_-]", "", name.lower())
+    if key in _FAMILIES and n is None:
+        raise ValueError(f"{name!r} is a family of groups: name the dimension, as {key}3, or give n=3")
+    group = _parse(key, n)
     if group is None:
         from lie.run.errors import unknown_name
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.groups.base import LieGroup
+from lie.groups.base import LieGroup, check_is_group
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,7 @@ class Product(LieGroup):
 
     def __post_init__(self) -> None:
         for name, factor in (("G", self.G), ("H", self.H)):
-            if not isinstance(factor, LieGroup):
-                raise TypeError(f"expected a LieGroup for {name}, got {factor!r}; pass an instance such as SO3()")
+            check_is_group(factor, name)
 
     @property
     def dim(self) -> int:  # type: ignore[override]
@@ -96,17 +96,11 @@ class Product(LieGroup):
         first = self.G.vector_field(a[..., : self.G.dim], x)
         return torch.cat([first, self.H.vector_field(a[..., self.G.dim :], y)], dim=-1)
 
-    def sample(
-        self,
-        *shape: int,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Float[Tensor, "*shape m m"]:
+    def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Independent samples of the two (Haar where both are)."""
         return _block_diagonal(
-            self.G.sample(*shape, generator=generator, dtype=dtype, device=device),
-            self.H.sample(*shape, generator=generator, dtype=dtype, device=device),
+            self.G.sample(*shape, **options),
+            self.H.sample(*shape, **options),
         )
 
     def lift(
@@ -118,6 +112,11 @@ class Product(LieGroup):
         u, q = self.G.lift(x[..., :d], num_samples, generator)
         v, r = self.H.lift(x[..., d:], num_samples, generator)
         return _block_diagonal(u, v), torch.cat([q, r], dim=-1)
+
+    @property
+    def lifts_numerically(self) -> bool:
+        """Whether a factor does."""
+        return self.G.lifts_numerically or self.H.lifts_numerically
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The origins of the two parts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,16 +41,10 @@ class RxSO2(LieGroup):
         self._check_element(g)
         return g.mT / g[..., :1, :].square().sum(-1, keepdim=True)
 
-    def sample(
-        self,
-        *shape: int,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Float[Tensor, "*shape m m"]:
+    def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform rotations with log-normal dilations (the group is not compact)."""
-        theta = (2.0 * torch.rand(*shape, 1, generator=generator, dtype=dtype, device=device) - 1.0) * math.pi
-        log_r = torch.randn(*shape, 1, generator=generator, dtype=dtype, device=device)
+        theta = (2.0 * torch.rand(*shape, 1, **options) - 1.0) * math.pi
+        log_r = torch.randn(*shape, 1, **options)
         return self.exp(torch.cat([log_r, theta], dim=-1))
 
     def lift(

@@ -9,6 +9,7 @@ its inverse is :math:`\begin{pmatrix} h & \theta/2 \\ -\theta/2 & h \end{pmatrix
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -71,16 +72,10 @@ class SE2(LieGroup):
         self._check_element(g)
         return affine_matrix(orthonormalised(g[..., :2, :2]), g[..., :2, 2])
 
-    def sample(
-        self,
-        *shape: int,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Float[Tensor, "*shape m m"]:
+    def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform rotations with standard normal translations (the group is not compact)."""
-        rotation = SO2().sample(*shape, generator=generator, dtype=dtype, device=device)
-        return affine_matrix(rotation, torch.randn(*shape, 2, generator=generator, dtype=dtype, device=device))
+        rotation = SO2().sample(*shape, **options)
+        return affine_matrix(rotation, torch.randn(*shape, 2, **options))
 
     def lift(
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None

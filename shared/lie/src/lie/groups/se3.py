@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -96,16 +97,10 @@ class SE3(LieGroup):
         self._check_element(g)
         return affine_matrix(orthonormalised(g[..., :3, :3]), g[..., :3, 3])
 
-    def sample(
-        self,
-        *shape: int,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Float[Tensor, "*shape m m"]:
+    def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform rotations with standard normal translations (the group is not compact)."""
-        rotation = uniform_rotations(*shape, generator=generator, dtype=dtype, device=device)
-        return affine_matrix(rotation, torch.randn(*shape, 3, generator=generator, dtype=dtype, device=device))
+        rotation = uniform_rotations(*shape, **options)
+        return affine_matrix(rotation, torch.randn(*shape, 3, **options))
 
     def lift(
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None

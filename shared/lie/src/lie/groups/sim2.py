@@ -7,6 +7,7 @@ As complex numbers, :math:`x \mapsto e^{z} x + \varphi(z) t` with :math:`z = \si
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -54,16 +55,10 @@ class Sim2(LieGroup):
         linear = RxSO2().inverse(g[..., :2, :2])
         return affine_matrix(linear, -(linear @ g[..., :2, 2:]).squeeze(-1))
 
-    def sample(
-        self,
-        *shape: int,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Float[Tensor, "*shape m m"]:
+    def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform rotations, log-normal dilations and normal translations (the group is not compact)."""
-        linear = RxSO2().sample(*shape, generator=generator, dtype=dtype, device=device)
-        return affine_matrix(linear, torch.randn(*shape, 2, generator=generator, dtype=dtype, device=device))
+        linear = RxSO2().sample(*shape, **options)
+        return affine_matrix(linear, torch.randn(*shape, 2, **options))
 
     def lift(
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None

@@ -8,6 +8,7 @@ exp of :math:`(\sigma, \omega, t)` is :math:`(e^\sigma \exp\hat\omega, V t)` wit
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -65,17 +66,11 @@ class Sim3(LieGroup):
         inverse = linear.mT / _squared_dilation(linear).unsqueeze(-1)
         return affine_matrix(inverse, -(inverse @ g[..., :3, 3:]).squeeze(-1))
 
-    def sample(
-        self,
-        *shape: int,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Float[Tensor, "*shape m m"]:
+    def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform rotations, log-normal dilations and normal translations (the group is not compact)."""
-        rotation = uniform_rotations(*shape, generator=generator, dtype=dtype, device=device)
-        scale = torch.randn(*shape, 1, 1, generator=generator, dtype=dtype, device=device).exp()
-        return affine_matrix(scale * rotation, torch.randn(*shape, 3, generator=generator, dtype=dtype, device=device))
+        rotation = uniform_rotations(*shape, **options)
+        scale = torch.randn(*shape, 1, 1, **options).exp()
+        return affine_matrix(scale * rotation, torch.randn(*shape, 3, **options))
 
     def lift(
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None

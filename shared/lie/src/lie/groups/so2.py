@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -48,15 +49,9 @@ class SO2(LieGroup):
         self._check_element(g)
         return orthonormalised(g)
 
-    def sample(
-        self,
-        *shape: int,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Float[Tensor, "*shape m m"]:
+    def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform (Haar) rotations."""
-        uniform = torch.rand(*shape, 1, generator=generator, dtype=dtype, device=device)
+        uniform = torch.rand(*shape, 1, **options)
         return self.exp((2.0 * uniform - 1.0) * math.pi)
 
     def lift(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -159,15 +160,9 @@ class SO3(LieGroup):
         self._check_element(g)
         return orthonormalised(g)
 
-    def sample(
-        self,
-        *shape: int,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Float[Tensor, "*shape m m"]:
+    def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform (Haar) rotations."""
-        return uniform_rotations(*shape, generator=generator, dtype=dtype, device=device)
+        return uniform_rotations(*shape, **options)
 
     def lift(
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
@@ -186,7 +181,7 @@ class SO3(LieGroup):
         eye = torch.eye(3, dtype=x.dtype, device=x.device)
         shortest = eye + K + K @ K / (1.0 + side * n[..., :1]).unsqueeze(-1)
         half_turn = torch.cat([side, side, torch.ones_like(side)], dim=-1)
-        uniform = torch.rand(*x.shape[:-1], generator=generator, dtype=x.dtype, device=x.device)
+        uniform = torch.rand(x.shape[:-1], generator=generator, dtype=x.dtype, device=x.device)
         phi = (2.0 * uniform - 1.0) * math.pi
         turn = rotation_from_vector(torch.stack([phi, torch.zeros_like(phi), torch.zeros_like(phi)], dim=-1))
         return shortest * half_turn.unsqueeze(-2) @ turn, radius

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.affine_lift import affine_lift, orbit_basis
-from lie.groups.base import LieGroup, affine_matrix
+from lie.groups.base import LieGroup, affine_matrix, check_is_group
 from lie.groups.structure import AffineStructure, affine_structure
 
 
@@ -29,8 +29,7 @@ class Subgroup(LieGroup):
     axes: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.G, LieGroup):
-            raise TypeError(f"expected a LieGroup for G, got {self.G!r}; pass an instance such as SE3()")
+        check_is_group(self.G, "G")
         axes = tuple(int(axis) for axis in self.axes)
         if not axes or len(set(axes)) < len(axes) or not all(0 <= axis < self.G.dim for axis in axes):
             raise ValueError(
@@ -128,6 +127,11 @@ class Subgroup(LieGroup):
         self._check_points(x, num_samples)
         linear, t, orbit = affine_lift(structure, x, num_samples, generator)
         return (affine_matrix(linear, t) if self.matrix_dim > structure.d else linear), orbit
+
+    @property
+    def lifts_numerically(self) -> bool:
+        """Whether the action is not made of the parts of `lie.groups.structure`."""
+        return self._parts() is None
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The representative of the orbit, along the directions of `lie.groups.affine_lift.orbit_basis`."""

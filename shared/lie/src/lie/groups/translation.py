@@ -18,6 +18,8 @@ class T(LieGroup):
     n: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or isinstance(self.n, bool):
+            raise TypeError(f"expected a whole number of dimensions, got T({self.n!r})")
         if self.n < 1:
             raise ValueError(f"expected translations of at least one dimension, got T({self.n})")
 

@@ -133,13 +133,14 @@ def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
     if len(t) == 1:
         return y0.unsqueeze(0)
     shape = y0.shape
-    times = t.to(y0.dtype)
+    # The clock has the finer of the two dtypes: a state in float32 may run late in a long time counted in float64.
+    times = t.to(torch.promote_types(t.dtype, y0.dtype))
     direction = 1.0 if bool(times[1] > times[0]) else -1.0
     times = direction * times  # increasing from here on
     column = (-1,) + (1,) * (y0.ndim - 1)
 
     def velocity(now: Tensor, y: Tensor) -> Tensor:  # (B, 1), (B, n)
-        return direction * field(direction * now.view(column), y.view(shape)).reshape(y.shape)
+        return direction * field((direction * now).to(y.dtype).view(column), y.view(shape)).reshape(y.shape)
 
     y = y0.reshape(shape[0], -1)
     project = options.project
@@ -154,7 +155,7 @@ def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
     def make_again() -> Callable[..., tuple[Tensor, ...]]:
         return _again_of(options.tableau, velocity, projected)
 
-    key = (options.tableau.order, options.rtol, options.atol, direction, shape, y0.dtype, project)
+    key = (options.tableau.order, options.rtol, options.atol, direction, shape, y0.dtype, times.dtype, project)
     attempt = compiled_step(make_attempt, field, key) if options.compile else make_attempt()
     if options.checkpoint:
         with torch.no_grad():
@@ -184,9 +185,9 @@ def _advance(
 ) -> tuple[Tensor, list[Tensor]]:
     """The new state and all stage velocities (the last is the velocity at the new state)."""
     K = [k]  # noqa: N806
-    new = y
+    new, step = y, h.to(y.dtype)
     for c, row in zip(tableau.c[1:], tableau.A[1:], strict=True):
-        new = y + h * _sum(row, K)
+        new = y + step * _sum(row, K)
         K.append(velocity(now + c * h, new))
     return new, K
 
@@ -202,12 +203,13 @@ def _polynomial(
 ) -> list[Tensor]:
     """The coefficients, (B, n) each, of the continuous extension y + x (F0 + (1 - x) (F1 + x (F2 + ...)))."""
     K = list(K)  # noqa: N806
+    step = h.to(y.dtype)
     for c, row in zip(tableau.extra_c, tableau.extra_A, strict=True):
-        K.append(velocity(now + c * h, y + h * _sum(row, K)))
+        K.append(velocity(now + c * h, y + step * _sum(row, K)))
     change = new - y
-    first = h * K[0] - change
-    last = h * K[len(tableau.c) - 1]
-    return [y, change, first, change - last - first, *(h * _sum(row, K) for row in tableau.D)]
+    first = step * K[0] - change
+    last = step * K[len(tableau.c) - 1]
+    return [y, change, first, change - last - first, *(step * _sum(row, K) for row in tableau.D)]
 
 
 def evaluate(coefficients: Tensor, x: Tensor) -> Tensor:
@@ -223,7 +225,7 @@ def evaluate(coefficients: Tensor, x: Tensor) -> Tensor:
 def _error(tableau: Tableau, h: Tensor, y: Tensor, new: Tensor, K: list[Tensor], rtol: float, atol: float) -> Tensor:  # noqa: N803
     """The error of the step over the tolerance, (B, 1), by the maximum over the entries."""
     scale = atol + rtol * torch.maximum(y.abs(), new.abs())
-    errors = [(h * _sum(row, K) / scale).abs().amax(-1, keepdim=True) for row in tableau.E]
+    errors = [(h.to(y.dtype) * _sum(row, K) / scale).abs().amax(-1, keepdim=True) for row in tableau.E]
     if len(errors) == 1:
         return errors[0]
     fifth, third = errors
@@ -247,7 +249,7 @@ def _attempt_of(
         """One step of every sample from ``now`` (B, 1) by ``h``, not beyond ``limit``; at the limit, none."""
         idle = now >= limit
         lands = now + h * (1.0 + 1e-10) >= limit
-        size = torch.where(lands, limit - now, h)
+        size = torch.where(lands, limit - now, h).detach()
         new, K = _advance(tableau, velocity, now, size, y, k)  # noqa: N806
         with torch.no_grad():
             error = _error(tableau, size, y, new, K, options.rtol, options.atol)
@@ -256,7 +258,7 @@ def _attempt_of(
             # NaN, or infinite: as short as allowed. A rejected step may not grow.
             factor = torch.where(torch.isfinite(error), factor, torch.full_like(factor, _SMALLEST))
             factor = factor.clamp(_SMALLEST, _LARGEST)
-            factor = torch.where(accepted, factor, factor.clamp(max=1.0))
+            factor = torch.where(accepted, factor, factor.clamp(max=1.0)).to(now.dtype)
             # A step cut short by its limit says little about the next one: it may not shrink the proposal.
             wanted = torch.where(lands & accepted, torch.maximum(h, size * factor), size * factor)
             h_next = torch.where(idle, h, wanted)
@@ -264,6 +266,8 @@ def _attempt_of(
             going = end < final
             stuck = going & ~accepted & ~idle & (h_next < smallest)
             status = (going.to(torch.int8) + stuck.to(torch.int8)).amax()  # 0 done, 1 going, 2 stuck
+        # Step sizes are constants: when the start of the time moves, every later step moves with it.
+        end = end + (now - now.detach())
         last = K[-1]
         if project is None:
             polynomial = _polynomial(tableau, velocity, now, size, y, new, K)
@@ -309,7 +313,7 @@ def _first_step(velocity: Field, now: Tensor, y: Tensor, k: Tensor, options: _Op
     power = -options.tableau.error_exponent
     flat = (h0 * 1e-3).clamp(min=1e-6)
     h1 = torch.where(largest <= 1e-15, flat, _power(0.01 / largest.clamp(min=1e-15), power))
-    return torch.minimum(100.0 * h0, h1).nan_to_num(nan=1e-6)
+    return torch.minimum(100.0 * h0, h1).nan_to_num(nan=1e-6).to(now.dtype)
 
 
 # --- the loop ---
@@ -338,15 +342,15 @@ def _integrate(
     out = torch.full((len(times), *y.shape), torch.nan, dtype=y.dtype, device=y.device)
     out = torch.cat([y.unsqueeze(0), out[1:]])
     record = _Record([], [])
-    final = times[-1].expand_as(now).contiguous()
-    eps = torch.finfo(y.dtype).eps
+    final = times[-1].detach().expand_as(now).contiguous()
+    eps = torch.finfo(times.dtype).eps
     smallest = 16.0 * eps * times.abs().max().clamp(min=eps)
     failure, limit = None, final
     attempted = 0
     while attempted < options.max_steps:
         if lands_on_outputs:
-            following = torch.searchsorted(times, now.squeeze(-1).contiguous(), right=True)
-            limit = times[following.clamp(max=len(times) - 1)].unsqueeze(-1)
+            following = torch.searchsorted(times.detach(), now.detach().squeeze(-1).contiguous(), right=True)
+            limit = times.detach()[following.clamp(max=len(times) - 1)].unsqueeze(-1)
         spans, now, h, y, k, polynomial, status = attempt(now, h, limit, final, smallest, y, k)
         attempted += len(spans)
         record.times.append(spans)
@@ -387,14 +391,16 @@ def _write(out: Tensor, times: Tensor, record: _Record, lands_on_outputs: bool) 
     if not record.times:
         return out
     starts, sizes, ends = (x.T for x in torch.cat(record.times).squeeze(-1).unbind(1))  # (B, S) each
-    ends = ends.contiguous()
+    ends = ends.detach().contiguous()
     wanted = (times > starts[:, :1]) & (times <= ends[:, -1:])  # (B, T)
     columns = wanted.any(0).nonzero().squeeze(-1)
     if len(columns) == 0:
         return out
     first, last = int(columns[0]), int(columns[-1]) + 1
     query = times[first:last].expand(starts.shape[0], -1).contiguous()
-    index = torch.searchsorted(ends, query).clamp(max=starts.shape[1] - 1)  # (B, T'): the first step that gets there
+    index = torch.searchsorted(ends, query.detach()).clamp(
+        max=starts.shape[1] - 1
+    )  # (B, T'): the first step that gets there
     polynomial = torch.cat(record.polynomial)  # (S, C, B, n)
     _, count, batch, n = polynomial.shape
     samples = torch.arange(batch, device=out.device).unsqueeze(-1)
@@ -404,8 +410,8 @@ def _write(out: Tensor, times: Tensor, record: _Record, lands_on_outputs: bool) 
     if lands_on_outputs:
         values = coefficients[0]
     else:
-        x = (query - starts.gather(1, index)) / sizes.gather(1, index).clamp(min=torch.finfo(out.dtype).tiny)
-        values = evaluate(coefficients, x.unsqueeze(-1))
+        x = (query - starts.gather(1, index)) / sizes.gather(1, index).clamp(min=torch.finfo(query.dtype).tiny)
+        values = evaluate(coefficients, x.unsqueeze(-1).to(out.dtype))
     mask = wanted[:, first:last].T.unsqueeze(-1)  # (T', B, 1)
     block = torch.where(mask, values.transpose(0, 1), out[first:last])
     return torch.cat([out[:first], block, out[last:]])
@@ -442,16 +448,22 @@ def _replay(
     """The outputs again, by the steps ``taken``, with the graph of a segment at a time."""
     out = torch.cat([y.unsqueeze(0), y.detach().new_full((len(times) - 1, *y.shape), torch.nan)])
     k = velocity(times[:1].expand(y.shape[0]).unsqueeze(-1), y)
-    leaves = captured_leaves(lambda y, k: again(taken[0], y, k), y, k)
+    moved = (times[0] - times[0].detach()) * torch.tensor([1.0, 0.0, 1.0], dtype=times.dtype, device=times.device)
+    shift = moved.view(3, 1, 1)  # zero, and how the start of the time moves all steps
+    leaves = captured_leaves(lambda y, k, shift: again(taken[0] + shift, y, k), y, k, shift)
+
     for steps in segments(len(taken)):
 
-        def segment(y: Tensor, k: Tensor, out: Tensor, steps: range = steps) -> tuple[Tensor, ...]:
+        def segment(
+            y: Tensor, k: Tensor, out: Tensor, times: Tensor, shift: Tensor, steps: range = steps
+        ) -> tuple[Tensor, ...]:
             record = _Record([], [])
             for i in steps:
-                y, k, polynomial = again(taken[i], y, k)
-                record.times.append(taken[i].unsqueeze(0))
+                span = taken[i] + shift
+                y, k, polynomial = again(span, y, k)
+                record.times.append(span.unsqueeze(0))
                 record.polynomial.append(polynomial.unsqueeze(0))
             return y, k, _write(out, times, record, lands_on_outputs)
 
-        y, k, out = run_segment(segment, leaves, y, k, out)
+        y, k, out = run_segment(segment, leaves, y, k, out, times, shift)
     return out

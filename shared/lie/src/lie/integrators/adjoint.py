@@ -63,14 +63,19 @@ class _Segment(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         inputs = ctx.saved_tensors
         leaves = list(inputs[ctx.count :])
+        # Where a graph of the gradient is wanted, grad mode is on here: the state then keeps its own history, and the
+        # gradient of the gradient is found in it.
+        wanted = torch.is_grad_enabled()
         with torch.enable_grad():
-            state = [x.detach().requires_grad_() for x in inputs[: ctx.count]]
+            state = [x.view_as(x) if wanted else x.detach() for x in inputs[: ctx.count]]
+            state = [x if x.requires_grad else x.detach().requires_grad_() for x in state]
             outputs = ctx.function(*state)
-        pairs = [(x, g) for x, g in zip(outputs, gradients, strict=True) if x.requires_grad]
+        pairs = [(x, g) for x, g in zip(outputs, gradients, strict=True) if x.requires_grad and g is not None]
         # Retained, because leaves may be reached through a graph that was made outside, once for all segments.
         found = torch.autograd.grad(
-            [x for x, _ in pairs], [*state, *leaves], [g for _, g in pairs], retain_graph=True, allow_unused=True
-        )
+            [x for x, _ in pairs], [*state, *leaves], [g for _, g in pairs], retain_graph=True, allow_unused=True,
+            create_graph=wanted,
+        )  # fmt: skip
         return (None, None, *found)
 
 

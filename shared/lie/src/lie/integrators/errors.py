@@ -20,5 +20,7 @@ class IntegrationError(FloatingPointError):
     ) -> None:
         shown = ", ".join(map(str, samples[:5])) + (", ..." if len(samples) > 5 else "")
         where = f" (sample{'s' if len(samples) > 1 else ''} {shown})" if samples else ""
-        super().__init__(f"{reason} at t = {time:.6g} with step {step_size:.3g}{where}; {remedy}")
+        when = f" at t = {time:.6g}" if time == time else ""  # NaN where there is no time, as in a projection
+        when += f" with step {step_size:.3g}" if step_size == step_size else ""
+        super().__init__(f"{reason}{when}{where}; {remedy}")
         self.time, self.step_size, self.samples, self.reached = time, step_size, samples, reached

@@ -67,6 +67,7 @@ def walk(
         checkpoint: differentiate by the checkpointed discrete adjoint: memory of the square root of the steps.
     """
     counts = step_counts(t, step_size)
+    t = t.to(torch.promote_types(t.dtype, state[0].dtype))  # steps as exact as the state
     outputs = [state[0]]
     starts, sizes, marks = [], [], []
     for index, count in enumerate(counts):

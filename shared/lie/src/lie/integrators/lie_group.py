@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.groups.base import LieGroup
+from lie.groups.base import LieGroup, check_is_group
 from lie.integrators.fixed import State, walk
 
 Side = Literal["left", "right"]
@@ -55,7 +56,7 @@ def rkmk4(
         checkpoint: differentiate with memory of the square root of the number of steps, for one more forward pass.
 
     Raises:
-        ValueError: for another side, elements of another shape than the group's, or a field of another shape.
+        ValueError: for another side, elements that are none of the group's, or a field of another shape.
 
     Laws: with ``side="left"``, solutions from ``g0 h`` are those from g0 times h where the field depends on t alone.
     """
@@ -124,11 +125,28 @@ def _move(group: LieGroup, a: Tensor, g: Tensor, side: Side) -> Tensor:
 def _check(group: LieGroup, g0: Tensor, t: Tensor, field: Callable[[Tensor, Tensor], Tensor], side: str) -> None:
     if side not in ("left", "right"):
         raise ValueError(f"expected side 'left' (dg/dt = hat(xi) g) or 'right' (g hat(xi)), got {side!r}")
+    check_is_group(group)
     m = group.matrix_dim
     if g0.shape[-2:] != (m, m):
         raise ValueError(f"expected elements of shape (..., {m}, {m}) for {group!r}, got {tuple(g0.shape)}")
     velocity = field(t[0], g0)
-    if velocity.shape[-1:] != (group.dim,):
+    wanted = (*g0.shape[:-2], group.dim)
+    try:
+        fits = torch.broadcast_shapes(velocity.shape, wanted) == wanted and velocity.shape[-1:] == (group.dim,)
+    except RuntimeError:
+        fits = False
+    if not fits:
         raise ValueError(
-            f"expected a field of algebra coordinates (..., {group.dim}) for {group!r}, got {tuple(velocity.shape)}"
+            f"expected a field of algebra coordinates {wanted} for {group!r} and elements {tuple(g0.shape)}, got "
+            f"{tuple(velocity.shape)}"
+        )
+    if velocity.dtype != g0.dtype:
+        raise TypeError(f"expected a field of {g0.dtype}, as the elements, got {velocity.dtype}")
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        return
+    outside = ~group.contains(g0, tolerance=1e-3)
+    if bool(outside.any()):
+        raise ValueError(
+            f"expected initial elements of {group!r}, got {int(outside.sum())} of {outside.numel()} matrices that are "
+            "none (exp(log(g)) differs from g); make them by exp, or by lift"
         )

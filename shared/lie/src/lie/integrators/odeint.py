@@ -44,6 +44,8 @@ _REQUIRED = {
 _OUR_OPTIONS = ("project", "compile", "checkpoint")
 """With one of these a fixed-step method of torchdiffeq takes its steps by `explicit`."""
 _PER_SAMPLE: dict[str, Callable[..., Tensor]] = {"dopri5": dopri5, "dop853": dop853}
+MAXIMUM_STEPS = 100_000
+"""Attempted steps after which an adaptive method gives up, unless its options say otherwise."""
 METHODS = (*ADAPTIVE, *FIXED, *SCIPY, "dop853", *_FIXED_STEP)
 """Names that `odeint` takes as ``method``."""
 
@@ -65,7 +67,8 @@ def odeint(
     Args:
         field: velocity at time t (a scalar tensor) and state y, of the shape of y. The methods on groups take
             algebra coordinates; those with a step per sample pass t as (B, 1, ..., 1).
-        y0: initial state, any shape.
+        y0: initial state, any shape. With a step size for each sample, samples lie along the leading axis, and a state
+            of one axis is one sample.
         t: times, strictly increasing or strictly decreasing, at least one.
         method: a name in `METHODS`: torchdiffeq's, or one of ours (see the page on choosing an integrator).
         rtol, atol: relative and absolute tolerance of the adaptive methods.
@@ -90,10 +93,11 @@ def odeint(
 
     Source: torchdiffeq (Chen 2018) for its methods; for ours the module of each.
     """
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         from lie.run.errors import unknown_name
 
-        raise unknown_name("method", method, METHODS)
+        raise unknown_name("method", str(method), METHODS)
+    _check_tolerances(rtol, atol)
     options = dict(options or {})
     ours = {**_FIXED_STEP, **({"dop853": dop853} if not per_sample else _PER_SAMPLE)}
     if method in EXPLICIT and any(name in options for name in _OUR_OPTIONS):
@@ -105,7 +109,16 @@ def odeint(
         if mine:
             raise ValueError(f"the option {mine[0]!r} of dopri5 is for per_sample=True, a step size for each sample")
     on_group = method in ("rkmk4", "crouch_grossman")
-    _check(field, y0, t, same_shape=not on_group, per_sample=method in ours and method in _PER_SAMPLE)
+    each = method in ours and method in _PER_SAMPLE
+    _check(field, y0, t, same_shape=not on_group, per_sample=each)
+    if y0.numel() == 0:
+        return y0.unsqueeze(0).expand(len(t), *y0.shape).clone()
+    if each and y0.ndim == 1:  # one sample of several components
+        one = odeint(
+            lambda now, y: field(now.reshape(()), y[0]).unsqueeze(0), y0.unsqueeze(0), t, method=method, rtol=rtol,
+            atol=atol, per_sample=per_sample, adjoint=adjoint, options=options,
+        )  # fmt: skip
+        return one.squeeze(1)
     if method in ours:
         allowed = [name for name in inspect.signature(ours[method]).parameters if name != "method"][3:]
         for name in options:
@@ -128,8 +141,19 @@ def odeint(
 
         if adjoint and not isinstance(field, torch.nn.Module):
             raise TypeError(
-                f"expected a torch.nn.Module for the adjoint (its parameters receive gradients), got {type(field)}"
+                "expected a torch.nn.Module for torchdiffeq's adjoint (its parameters receive gradients), got "
+                f"{type(field).__name__}; call the field from a module's forward, or use per_sample=True or dop853, "
+                "whose adjoint takes any callable"
             )
+        step_size = options.get("step_size")
+        if step_size is not None and not step_size > 0:
+            raise ValueError(f"expected a positive step_size, got {step_size}; the direction comes from the times")
+        if method in SCIPY and torch.is_grad_enabled() and y0.requires_grad:
+            raise ValueError("scipy_solver has no gradient: use another method, or y0.detach()")
+        if method in ("explicit_adams", "implicit_adams"):
+            options.setdefault("max_order", 4)  # torchdiffeq's own 12 is unstable at steps of any use
+        if method in ADAPTIVE:
+            options.setdefault("max_num_steps", MAXIMUM_STEPS)
         solve = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
         try:
             with warnings.catch_warnings():
@@ -144,8 +168,10 @@ def odeint(
                 "or singular there: loosen rtol and atol, or shorten the horizon"
             ) from error
         except UserWarning as error:
-            raise ValueError(f"{method}: {error}") from None
-    finite = torch.isfinite(solution.detach()).flatten(1).all(1)
+            raise ValueError(f"{method}: {error}; see torchdiffeq for its options") from None
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
+        return solution  # a test of values would end the transform
+    finite = torch.isfinite(solution.detach()).reshape(len(t), -1).all(1)
     if not finite.all():
         first = int((~finite).nonzero()[0, 0])
         raise FloatingPointError(
@@ -155,23 +181,66 @@ def odeint(
     return solution
 
 
+def _check_tolerances(rtol: float, atol: float) -> None:
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if isinstance(value, int | float) and not 0.0 <= value < float("inf"):
+            raise ValueError(f"expected a finite {name} that is not negative, got {value}")
+
+
 def _check(
     field: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor, *, same_shape: bool, per_sample: bool
 ) -> None:
+    for name, value in (("a state", y0), ("times", t)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"expected {name} as a tensor, got {type(value).__name__}; use torch.as_tensor")
     if not y0.is_floating_point() or not t.is_floating_point():
-        raise TypeError(f"expected floating-point state and times, got {y0.dtype} and {t.dtype}")
+        raise TypeError(
+            f"expected floating-point state and times, got {y0.dtype} and {t.dtype}; use .to(torch.float64)"
+        )
     if t.ndim != 1 or t.numel() == 0:
         raise ValueError(f"expected times of shape (T,) with T >= 1, got {tuple(t.shape)}")
-    steps = t.diff()
-    if not ((steps > 0).all() or (steps < 0).all()):
-        raise ValueError("expected strictly increasing or strictly decreasing times; sort them and drop repeats")
-    if not torch.isfinite(y0).all() or not torch.isfinite(t).all():
-        raise ValueError("expected a finite initial state and finite times, got NaN or infinity")
-    if per_sample and (y0.ndim == 0 or len(y0) == 0):
-        raise ValueError(f"expected samples along the leading axis, shape (B, ...), got {tuple(y0.shape)}")
+    watched = not (torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling())
+    if watched:
+        if not torch.isfinite(y0).all() or not torch.isfinite(t).all():
+            raise ValueError("expected a finite initial state and finite times, got NaN or infinity")
+        steps = t.diff()
+        if not ((steps > 0).all() or (steps < 0).all()):
+            raise ValueError("expected strictly increasing or strictly decreasing times; sort them and drop repeats")
+    if per_sample and y0.ndim == 0:
+        raise ValueError("expected samples along the leading axis, shape (B, ...), got a number; use y0.view(1, 1)")
+    if y0.numel() == 0 or (per_sample and y0.ndim == 1):
+        return
     now = t[0].to(y0.dtype).expand(len(y0)).view(-1, *([1] * (y0.ndim - 1))) if per_sample else t[0]
-    velocity = field(now, y0)
-    if same_shape and velocity.shape != y0.shape:
+    with torch.no_grad():
+        velocity = _called(field, now, y0, per_sample)
+        if not isinstance(velocity, Tensor):
+            raise TypeError(f"expected a tensor from field(t, y), got {type(velocity).__name__}")
+        if same_shape and velocity.shape != y0.shape:
+            raise ValueError(
+                f"expected a field of the state's shape {tuple(y0.shape)}, got {tuple(velocity.shape)} from field(t, y)"
+            )
+        if per_sample and watched and len(y0) > 1:
+            _check_samples_apart(field, now, y0, velocity)
+
+
+def _called(field: Callable[[Tensor, Tensor], Tensor], now: Tensor, y0: Tensor, per_sample: bool) -> Tensor:
+    try:
+        return field(now, y0)
+    except Exception as error:
+        if per_sample:
+            error.add_note(f"with a step size for each sample the field is called with t of shape {tuple(now.shape)}")
+        raise
+
+
+def _check_samples_apart(field: Callable[[Tensor, Tensor], Tensor], now: Tensor, y0: Tensor, velocity: Tensor) -> None:
+    """Raise where the first sample's state changes another's velocity: their clocks run apart."""
+    moved = torch.cat([y0[:1] + 1e-3 * (1.0 + y0[:1].abs()), y0[1:]])
+    rest, again = velocity[1:], field(now, moved)[1:]
+    # A batched product may round otherwise for other neighbours.
+    scale = rest.abs().amax().clamp(min=1.0)
+    if bool(torch.isfinite(again).all()) and bool((again - rest).abs().amax() > 1e-5 * scale):
         raise ValueError(
-            f"expected a field of the state's shape {tuple(y0.shape)}, got {tuple(velocity.shape)} from field(t, y)"
+            f"the field mixes samples: with a step size for each, the {len(y0)} rows of a state {tuple(y0.shape)} are "
+            "samples of their own; put a batch axis in front of a single state (y0.unsqueeze(0)), or use a method with "
+            "one step size"
         )

@@ -24,7 +24,7 @@ def constraint_rows(constraint: Callable[[Tensor], Tensor], q: Tensor, axes: int
     """The residuals (..., C) at ``q`` (..., *state) and the rows of their Jacobian, (C, ..., *state)."""
     residual, pull = torch.func.vjp(constraint, q)  # type: ignore[misc]  (two without has_aux)
     batch = q.shape[: q.ndim - axes]
-    if residual.shape[:-1] != batch:
+    if residual.ndim != len(batch) + 1 or residual.shape[:-1] != batch or residual.shape[-1] == 0:
         raise ValueError(
             f"expected a constraint (..., state) -> (..., C), {tuple(batch)} samples, got {tuple(residual.shape)} from "
             f"states of shape {tuple(q.shape)}"
@@ -75,10 +75,17 @@ def projection(
     >>> onto_circle(torch.tensor([3.0, 4.0]))
     tensor([0.6000, 0.8000])
     """
+    if not callable(constraint):
+        raise TypeError(f"expected a constraint y -> residuals, got {constraint!r}")
     if axes < 1 or max_iterations < 1:
         raise ValueError(f"expected at least one axis and one iteration, got {axes} and {max_iterations}")
 
     def project(y: Tensor) -> Tensor:
+        if not y.is_floating_point():
+            raise TypeError(f"expected floating-point states, got {y.dtype}; use y.to(torch.float64)")
+        if y.ndim < axes:
+            raise ValueError(f"expected states of {axes} axes, with or without a batch, got shape {tuple(y.shape)}")
+
         def correction(y: Tensor) -> Tensor:
             residual, rows = constraint_rows(constraint, y, axes)
             directions = rows if inverse_mass is None else torch.func.vmap(inverse_mass)(rows)

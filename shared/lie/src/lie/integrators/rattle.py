@@ -59,8 +59,8 @@ def rattle(
         States at the times, (T, ...).
 
     Raises:
-        ValueError: for an initial state off the surface, by more than 1e-6 of its size; for a number of iterations
-            that is not positive, or ``compile`` without one.
+        ValueError: for positions off the surface or momenta across it, by more than 1e-6 of their size; for a number
+            of iterations that is not positive, or ``compile`` without one.
         IntegrationError: if the multipliers do not converge: a step too long, or dependent constraints. With a fixed
             number of iterations nothing is tested, and dependent constraints give NaN.
 
@@ -160,17 +160,28 @@ def _rattle(
         return step
 
     q, p = y0.chunk(2, dim=dim)
-    offset = float(g(q).detach().abs().max())
+    residual, _ = constraint_rows(g, q, axes)
+    offset = float(residual.detach().abs().max())
     size = max(1.0, float(q.detach().abs().max()) ** 2)
     # A float32 state projected elsewhere sits within a few 1e-7 of the surface.
     if not offset <= 1e-6 * size:
         raise ValueError(
             f"expected an initial state on the constraint surface, got a residual of {offset:.3g}; project it first, "
-            "for example with lie.integrators.projection"
+            "for example with lie.integrators.projection (which says so where no state satisfies the constraints)"
         )
     if len(t) == 1:
         return y0.unsqueeze(0)
-    p = _tangent(t[0], t[1] - t[0], q, p)
+    first = t[1] - t[0]
+    if step_size is not None:
+        first = first.sign() * torch.minimum(first.abs(), torch.as_tensor(step_size, dtype=t.dtype, device=t.device))
+    tangent = _tangent(t[0], first, q, p)
+    across = float((tangent - p).detach().abs().max())
+    if not across <= 1e-6 * max(1.0, float(p.detach().abs().max())):
+        raise ValueError(
+            f"expected momenta tangent to the constraint surface, got a part of {across:.3g} across it; take it away "
+            "first: p - G^T (G M^-1 G^T)^-1 G M^-1 p"
+        )
+    p = tangent
     state = (torch.cat([q, p], dim=dim), half(field, t[0], q, p, dim, 1))
     return walk(
         make, state, t, field=field, key=("rattle", weights, dim, iterations, constraint),

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lie.autodiff import jvp_along
-from lie.groups.base import LieGroup
+from lie.groups.base import LieGroup, check_is_group
+from lie.groups.product import Product
 
 
 def check_group(
@@ -39,6 +40,11 @@ def check_group(
     Raises:
         AssertionError: naming the law and its error.
     """
+    check_is_group(G, "G")
+    if count < 3:
+        raise ValueError(f"expected a count of at least 3 elements, got {count}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"expected a floating-point dtype, got {dtype}")
     generator = torch.Generator(device=device).manual_seed(seed)
     if tolerance is None:
         tolerance = 1000 * torch.finfo(dtype).eps
@@ -192,25 +198,43 @@ def _action(G: LieGroup, a: Tensor, b: Tensor, c: Tensor, tolerance: float) -> s
 
 
 def _lift(G: LieGroup, a: Tensor, b: Tensor, c: Tensor, tolerance: float) -> str | None:  # noqa: N803
-    if G.point_dim is None or type(G).lift is LieGroup.lift:
-        return None  # the numeric lift checks itself, and knows only points that the group reaches
     generator = torch.Generator(device=a.device).manual_seed(0)
-    d = G.point_dim
-    x = torch.randn(2, 3, d, generator=generator, dtype=a.dtype, device=a.device)
-    x[0, 0] = 0.0
-    x[0, 1, 1:], x[0, 1, 0] = 0.0, -1.0  # the antipode of the usual origin
+    if G.lifts_numerically and isinstance(G, Product):
+        return None  # one factor may reach all points and the other not: try them one by one
+    if G.lifts_numerically:  # on points that the group reaches, whatever they are
+        origin = G.orbit_origin(a.new_zeros(0))
+        x = G.act(G.exp(0.5 * a[:6]), origin).view(2, 3, -1)
+    elif G.point_dim is None:
+        return None
+    else:
+        x = torch.randn(2, 3, G.point_dim, generator=generator, dtype=a.dtype, device=a.device)
+        x[0, 0] = 0.0
+        x[0, 1, 1:], x[0, 1, 0] = 0.0, -1.0  # the antipode of the usual origin
     for samples in (None, 1, 4):
         u, q = G.lift(x, num_samples=samples, generator=generator)
-        expected = x if samples is None else x.unsqueeze(-2).expand(2, 3, samples, d)
-        failure = _differs(
-            "act(u, orbit_origin(q)) == x for (u, q) = lift(x)", G.act(u, G.orbit_origin(q)), expected, tolerance
-        )
-        if failure is not None:
-            return failure
-        failure = _differs("lift gives group elements, exp(log(u)) == u", G.exp(G.log(u)), u, tolerance)
+        expected = x if samples is None else x.unsqueeze(-2).expand(2, 3, samples, x.shape[-1])
+        failure = _first(
+            _differs("act(u, orbit_origin(q)) == x for (u, q) = lift(x)", G.act(u, G.orbit_origin(q)), expected,
+                     tolerance),
+            _differs("lift gives group elements, exp(log(u)) == u", G.exp(G.log(u)), u, tolerance),
+        )  # fmt: skip
         if failure is not None:
             return failure
     return None
+
+
+def _sampling(G: LieGroup, a: Tensor, b: Tensor, c: Tensor, tolerance: float) -> str | None:  # noqa: N803
+    generator = torch.Generator(device=a.device).manual_seed(0)
+    g = G.sample(len(a), generator=generator, dtype=a.dtype, device=a.device)
+    u, v = G.exp(0.5 * a), G.exp(0.5 * b)
+    zero = torch.zeros(len(a), dtype=a.dtype, device=a.device)
+    return _first(
+        _differs("sample gives group elements, exp(log(g)) == g", G.exp(G.log(g)), g, tolerance),
+        _differs("normalise(g) == g", G.normalise(g), g, tolerance),
+        _differs("distance(g, g) == 0", G.distance(u, u), zero, tolerance),
+        _differs("distance(u, v) == distance(v, u)", G.distance(u, v), G.distance(v, u), tolerance),
+        None if bool((G.distance(u, v) >= 0).all()) else "distance(u, v) >= 0",
+    )
 
 
 _LAWS: tuple[Callable[[LieGroup, Tensor, Tensor, Tensor, float], str | None], ...] = (
@@ -223,4 +247,5 @@ _LAWS: tuple[Callable[[LieGroup, Tensor, Tensor, Tensor, float], str | None], ..
     _geodesics,
     _action,
     _lift,
+    _sampling,
 )
