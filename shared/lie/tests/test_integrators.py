@@ -152,6 +152,21 @@ def test_checkpoints_go_together_with_torch_func_in_the_field():
         torch.testing.assert_close(again, plain, rtol=1e-12, atol=0)
 
 
+def test_fields_that_differentiate_inside_start_from_states_with_gradients():
+    def field(_, y):  # a harmonic oscillator by its energy, as a user would write it
+        q, v = y.unbind(-1)
+        with torch.enable_grad():
+            q = q if q.requires_grad else q.detach().requires_grad_()
+            (slope,) = torch.autograd.grad((0.5 * q.square()).sum(), q, create_graph=True)
+        return torch.stack([v, -slope], -1)
+
+    z0 = torch.tensor([[1.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    t = torch.linspace(0, 0.5, 2, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(odeint(field, z0 * 1.0, t)[-1, 0, 0], z0)
+    expected = torch.stack([t[-1].cos(), t[-1].sin()])[None]
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)  # the default tolerances
+
+
 def test_float32_and_one_time():
     z = odeint(FIELD, Z0.float(), torch.tensor([0.0, 1.0]), rtol=1e-5, atol=1e-6)
     assert z.dtype == torch.float32

@@ -210,6 +210,8 @@ def _check(
         raise ValueError("expected samples along the leading axis, shape (B, ...), got a number; use y0.view(1, 1)")
     if y0.numel() == 0 or (per_sample and y0.ndim == 1):
         return
+    # A view made without gradients of a tensor with them passes for a leaf, and breaks fields that differentiate.
+    t, y0 = t.detach(), y0.detach()
     now = t[0].to(y0.dtype).expand(len(y0)).view(-1, *([1] * (y0.ndim - 1))) if per_sample else t[0]
     with torch.no_grad():
         velocity = _called(field, now, y0, per_sample)
