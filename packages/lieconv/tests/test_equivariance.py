@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
-from lie.groups import SE2, SE3, SO2, SO3, T, Trivial
+from lie.groups import SE2, SE3, SO2, SO3, RxSO2, RxSQ, Sim2, Sim3, Subgroup, T, Trivial, affine_structure
 from lie.testing import assert_equivariant, equivariance_error
-from lieconv import LieConv, LieResNet
+from lieconv import LieConv, LieResNet, build_geometry
+from lieconv.testing import measure_equivariance
 
-GROUPS = [T(1), T(2), T(3), SO2(), SE2(), SO3(), SE3(), Trivial(2)]
+SUBGROUPS = [
+    Subgroup(T(3), (0, 1)),  # translations of two directions
+    Subgroup(SE3(), (2, 3, 4, 5)),  # turns about the vertical, and translations
+    Subgroup(SE3(), (2, 5)),  # turns about and translations along one axis
+    Subgroup(SO3(), (0,)),  # turns about one axis
+    Subgroup(RxSO2(), (0,)),  # dilations
+    Subgroup(Sim3(), (0, 4, 5, 6)),  # dilations and translations
+]
+GROUPS = [T(1), T(2), T(3), SO2(), RxSO2(), RxSQ(), SE2(), SO3(), SE3(), Sim2(), Sim3(), Trivial(2), *SUBGROUPS]
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -38,11 +48,30 @@ def point_sets(d: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     return {name: x.expand(2, -1, -1).contiguous() for name, x in sets.items()}
 
 
+class Stack(torch.nn.Module):
+    """Convolutions without a residual path to hide behind."""
+
+    def __init__(self, group, k: int = 8) -> None:
+        super().__init__()
+        widths = (2, 8, 8, 3)
+        self.layers = torch.nn.ModuleList(
+            LieConv(a, b, group=group, num_neighbors=k) for a, b in itertools.pairwise(widths)
+        )
+
+    def forward(self, coords, values, mask=None):
+        geometry = build_geometry(
+            self.layers[0].group, coords, mask, num_neighbors=self.layers[0].neighbourhood.num_neighbors
+        )
+        for layer in self.layers:
+            values = torch.nn.functional.silu(layer(geometry, values))
+        return values
+
+
 def network(group, dtype, kind: str):
-    """A layer without residual path, or a network, with weights away from initialisation."""
+    """Layers without residual path, or a network, with weights away from initialisation."""
     torch.manual_seed(0)
     if kind == "layer":
-        model = LieConv(2, 3, group=group, num_neighbors=8)
+        model = Stack(group)
     else:
         model = LieResNet(2, 3, group=group, num_neighbors=8, channels=8, num_layers=2, pool=kind == "pooled")
     model = model.to(dtype)
@@ -66,6 +95,27 @@ def test_outputs_do_not_change_under_the_group(group, dtype, kind):
                 assert_equivariant(model, lambda y, g=g: group.act(g, y), lambda y: y, x, values, mask)
             except AssertionError as error:
                 raise AssertionError(f"{name}: {error}") from None
+
+
+@pytest.mark.parametrize("group", [T(3), SO2(), RxSO2(), SE2(), SO3(), SE3()], ids=repr)
+def test_thousands_of_points_and_mixed_sizes_in_units_of_the_spread(group):
+    """Elements of full range; the change relative to the outputs, and in units of how much they differ."""
+    d = group.point_dim
+    sizes = torch.tensor([2000, 1, 700, 50])
+    mask = torch.arange(2000) < sizes.unsqueeze(1)
+    # In units of the spread float32 cannot do better than some 2e-5: rounding the points alone changes so much.
+    for dtype, relative, of_spread in ((torch.float32, 1e-5, 1e-4), (torch.float64, 1e-12, 1e-12)):
+        model = Stack(group, k=16).to(dtype).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.3 * torch.randn(parameter.shape, dtype=dtype, generator=generator(5))
+        x = torch.randn(4, 2000, d, dtype=dtype, generator=generator())
+        values = torch.randn(4, 2000, 2, dtype=dtype, generator=generator(1))
+        elements = group.sample(4, generator=generator(2), dtype=dtype)
+        report = measure_equivariance(model, group, x, values, mask, elements=elements)
+        assert report.worst <= of_spread, (dtype, str(report))
+        for g in elements[:2]:
+            assert equivariance_error(model, lambda y, g=g: group.act(g, y), lambda y: y, x, values, mask) <= relative
 
 
 @pytest.mark.parametrize("group", [SE2(), SO2(), SE3(), SO3()], ids=repr)
@@ -130,27 +180,104 @@ def test_gradients_are_finite_everywhere(group):
                 assert gradient is None or torch.isfinite(gradient).all(), name
 
 
-@pytest.mark.parametrize("group", [SE2(), SO2(), SE3(), T(3)], ids=repr)
-def test_gradients_are_right(group):
-    layer = LieConv(1, 2, group=group, num_neighbors=4, hidden=4, basis=2).double()
-    x = torch.randn(1, 6, group.point_dim, dtype=torch.float64, generator=generator(), requires_grad=True)
-    values = torch.randn(1, 6, 1, dtype=torch.float64, generator=generator(1), requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a, b: layer(a, b), (x, values), atol=1e-6, rtol=1e-4)
+def awkward(group) -> dict[str, tuple[torch.Tensor, torch.Tensor, dict]]:
+    """Points, a mask, and options: coincident points, the origin, empty balls, one valid point, a sample without any.
+
+    The coincident points are among the four nearest of every point, and on no window's edge: where two points tie there
+    the output is continuous, but has two slopes.
+    """
+    d = group.point_dim
+    x = torch.randn(2, 6, d, dtype=torch.float64, generator=generator())
+    every = torch.ones(2, 6, dtype=torch.bool)
+    origin = x.clone()
+    for seed in range(200):
+        coincident = torch.randn(2, 6, d, dtype=torch.float64, generator=generator(seed))
+        coincident[:, 1] = coincident[:, 0]
+        near = build_geometry(group, coincident, num_neighbors=4)
+        first = torch.tensor([[0], [6]]).repeat_interleave(6, 0)
+        if all((((near.indices == first + i) & (near.weights > 0)).any(1)).all() for i in range(2)):
+            break
+    else:
+        raise AssertionError("no such set of points")
+    origin[1, 2] = 0.0
+    one = every.clone()
+    one[0, 1:] = False
+    none = every.clone()
+    none[1] = False
+    far = x * 100.0
+    return {
+        "generic": (x, every, {}),
+        "coincident": (coincident, every, {}),
+        "origin": (origin, every, {}),
+        "empty balls": (far, every, {"radius": 1.0}),
+        "one valid point": (x, one, {}),
+        "fully masked": (x, none, {}),
+    }
 
 
-def test_the_sampled_lift_is_invariant_in_expectation():
-    """Means of 1600 draws before and after a rotation agree within 4 standard errors; single draws do not."""
+@pytest.mark.parametrize("group", [g for g in GROUPS if g.point_dim in (2, 3)], ids=repr)
+def test_gradients_by_positions_are_right(group):
+    for name, (x, mask, options) in awkward(group).items():
+        parts = affine_structure(group)
+        if parts is None or parts.dilation:
+            if "radius" in options and parts is not None and parts.translations:
+                continue  # a radius is refused
+            if name == "origin":
+                continue  # an orbit of its own: outputs have no derivative there (finite, below)
+        torch.manual_seed(0)
+        layer = LieConv(1, 2, group=group, num_neighbors=4, hidden=4, basis=2, **options).double().eval()
+        values = torch.randn(2, 6, 1, dtype=torch.float64, generator=generator(1), requires_grad=True)
+        moving = x.clone().requires_grad_()
+
+        def f(a, b, layer=layer, mask=mask):
+            return layer(a, b, mask)
+
+        assert torch.autograd.gradcheck(f, (moving, values), atol=1e-5, rtol=1e-3, eps=1e-7), name
+
+
+@pytest.mark.parametrize("group", [SE2(), SE3(), T(3), SO3()], ids=repr)
+def test_forces_are_the_gradient_of_an_energy_and_turn_with_the_points(group):
     torch.manual_seed(0)
-    layer = LieConv(2, 3, group=SE2(), num_neighbors=16, lift="sampled", num_samples=2).double()
-    x = torch.randn(1, 8, 2, dtype=torch.float64, generator=generator())
-    values = torch.randn(1, 8, 2, dtype=torch.float64, generator=generator(1))
-    turn = SE2().exp(torch.tensor([1.9, 0.4, -0.3], dtype=torch.float64))
+    net = LieResNet(1, 1, group=group, num_neighbors=6, channels=8, num_layers=2).double().eval()
+    x = torch.randn(1, 12, group.point_dim, dtype=torch.float64, generator=generator())
+    values = torch.randn(1, 12, 1, dtype=torch.float64, generator=generator(1))
+    g = group.sample(generator=generator(2), dtype=torch.float64)
+    d = group.point_dim
+
+    def force(y):
+        y = y.clone().requires_grad_()
+        return -torch.autograd.grad(net(y, values).sum(), y)[0]
+
+    turned = force(x) @ g[:d, :d].mT
+    scale = turned.abs().max()
+    assert scale > 1e-6
+    assert (force(group.act(g, x)) - turned).abs().max() <= 1e-10 * scale
+
+
+@pytest.mark.parametrize("group", [SE2(), SO3(), SE3()], ids=repr)
+def test_the_sampled_lift_is_unbiased(group):
+    """Means of 2400 draws before and after a motion agree within 4 standard errors; single draws do not.
+
+    A stabiliser drawn with the wrong density, as of a Haar angle of SO(3), fails this by ten standard errors.
+    """
+    torch.manual_seed(0)
+    draws = 2400
+    layer = LieConv(2, 3, group=group, num_neighbors=16, lift="sampled", num_samples=2).double()
     with torch.no_grad():
-        draws = [layer(y.expand(1600, -1, -1), values.expand(1600, -1, -1)).mean(1) for y in (x, SE2().act(turn, x))]
-    difference = draws[0].mean(0) - draws[1].mean(0)
-    error = (draws[0].var(0) / 1600 + draws[1].var(0) / 1600).sqrt()
-    assert (difference.abs() < 4 * error).all()
-    assert (draws[0].std(0) > 1e-3).all()
+        for parameter in layer.parameters():
+            parameter.mul_(2.0)  # a kernel that varies
+    x = torch.randn(1, 8, group.point_dim, dtype=torch.float64, generator=generator())
+    values = torch.randn(1, 8, 2, dtype=torch.float64, generator=generator(1))
+    g = group.sample(generator=generator(3), dtype=torch.float64)
+    with torch.no_grad():
+        outputs = [
+            torch.cat([layer(y.expand(400, -1, -1), values.expand(400, -1, -1)).mean(1) for _ in range(draws // 400)])
+            for y in (x, group.act(g, x))
+        ]
+    difference = outputs[0].mean(0) - outputs[1].mean(0)
+    error = (outputs[0].var(0) / draws + outputs[1].var(0) / draws).sqrt()
+    assert (difference.abs() < 4 * error).all(), difference / error
+    assert (outputs[0].std(0) > 1e-3).all()
 
 
 def test_the_sampled_lift_is_deterministic_in_evaluation_and_exact_where_nothing_is_sampled():
@@ -175,3 +302,90 @@ def test_a_seeded_generator_repeats_training_draws():
         torch.manual_seed(len(outputs))  # the global generator must not matter
         outputs.append(net(x, values))
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("group", [g for g in GROUPS if not isinstance(g, Trivial)], ids=repr)
+def test_vector_outputs_turn_with_the_points(group):
+    torch.manual_seed(0)
+    d = group.point_dim
+    x = torch.randn(3, 14, d, dtype=torch.float64, generator=generator())
+    values = torch.randn(3, 14, 2, dtype=torch.float64, generator=generator(1))
+    mask = torch.ones(3, 14, dtype=torch.bool)
+    mask[1, 5:] = False
+    g = group.sample(3, 1, generator=generator(2), dtype=torch.float64)
+    for pool in (True, False):
+        net = LieResNet(2, 1, group=group, channels=8, num_layers=2, num_neighbors=6, out_vectors=2, pool=pool)
+        net = net.double().eval()
+        scalars, vectors = net(x, values, mask)
+        moved_scalars, moved = net(group.act(g, x), values, mask)
+        assert vectors.shape == ((3, 2, d) if pool else (3, 14, 2, d))
+        linear = g[..., :d, :d].squeeze(1) if pool else g[..., :d, :d]
+        expected = vectors @ linear.mT
+        assert vectors.abs().max() > 1e-4
+        # Dilations by e^3 or so multiply vectors and their rounding.
+        torch.testing.assert_close(moved, expected, rtol=1e-9, atol=1e-11 * float(expected.abs().max()))
+        torch.testing.assert_close(moved_scalars, scalars, rtol=1e-10, atol=1e-12)
+        if not pool:
+            assert (vectors[~mask] == 0).all()
+
+
+def test_vectors_of_a_symmetric_neighbourhood_keep_its_symmetry():
+    """A planar molecule has no force out of its plane, an octahedron none at its centre, and mirror images differ."""
+    torch.manual_seed(0)
+    net = LieResNet(1, 1, group=SE3(), channels=8, num_layers=1, num_neighbors=7, out_vectors=1, pool=False)
+    net = net.double().eval()
+    angle = torch.arange(6, dtype=torch.float64) * math.pi / 3
+    benzene = torch.stack([angle.cos(), angle.sin(), 0 * angle], -1).unsqueeze(0)
+    _, force = net(benzene, torch.ones(1, 6, 1, dtype=torch.float64))
+    assert force[..., 2].abs().max() < 1e-14 and force[..., :2].abs().max() > 1e-4
+    eye = torch.eye(3, dtype=torch.float64)
+    octahedron = torch.cat([torch.zeros(1, 3, dtype=torch.float64), eye, -eye]).unsqueeze(0)
+    _, force = net(octahedron, torch.ones(1, 7, 1, dtype=torch.float64))
+    assert force[0, 0].abs().max() < 1e-14
+
+
+@pytest.mark.parametrize("group", [T(3), SE3(), Subgroup(SE3(), (2, 3, 4, 5))], ids=repr)
+def test_periodic_networks_do_not_know_which_cell_was_drawn(group):
+    """Motions of points and cell together, points moved by whole cells, another basis of the lattice, a supercell."""
+    torch.manual_seed(0)
+    net = LieResNet(1, 2, group=group, channels=8, num_layers=2, num_neighbors=5).double().eval()
+    cell = torch.tensor([[1.0, 0.0, 0.0], [0.3, 0.9, 0.0], [-0.2, 0.4, 1.1]], dtype=torch.float64)
+    x = torch.rand(1, 9, 3, dtype=torch.float64, generator=generator()) @ cell
+    values = torch.randn(1, 9, 1, dtype=torch.float64, generator=generator(1))
+    y = net(x, values, cell=cell)
+    g = group.sample(generator=generator(2), dtype=torch.float64)
+    torch.testing.assert_close(net(group.act(g, x), values, cell=cell @ g[:3, :3].mT), y)
+    whole = torch.randint(-3, 4, (1, 9, 3), generator=generator(3)).double()
+    torch.testing.assert_close(net(x + whole @ cell, values, cell=cell), y)
+    basis = torch.tensor([[1.0, 2.0, 0.0], [0.0, 1.0, 0.0], [3.0, -1.0, 1.0]], dtype=torch.float64)
+    torch.testing.assert_close(net(x, values, cell=basis @ cell), y)
+    twice = torch.cat([x, x + cell[0]], 1)
+    double = cell * torch.tensor([[2.0], [1.0], [1.0]], dtype=torch.float64)
+    per_point = LieResNet(1, 2, group=group, channels=8, num_layers=1, num_neighbors=3, pool=False).double().eval()
+    small, large = per_point(x, values, cell=cell), per_point(twice, values.repeat(1, 2, 1), cell=double)
+    reach = build_geometry(group, x, num_neighbors=3, cell=cell).offsets.norm(dim=-1).max()
+    assert reach < 0.5  # within half a cell: the nearest images are those of the infinite crystal
+    torch.testing.assert_close(large[:, :9], small)
+
+
+def test_the_equivariance_tester_measures_what_it_says():
+    x = torch.randn(3, 10, 2, dtype=torch.float64, generator=generator())
+    values = torch.randn(3, 10, 1, dtype=torch.float64, generator=generator(1))
+    good, bad = (
+        LieResNet(1, 2, group=g, channels=8, num_layers=1, num_neighbors=5).double().eval() for g in (SE2(), T(2))
+    )
+    exact = measure_equivariance(good, SE2(), x, values, generator=generator(2))
+    assert exact.worst < 1e-10 and "worst" in str(exact) and exact.errors.shape == (20,)
+    broken = measure_equivariance(bad, SE2(), x, values, generator=generator(2))
+    assert broken.worst > 1e-2
+    # A constant a million times the signal does not hide the change.
+    hidden = measure_equivariance(lambda a, b: bad(a, b) + 1e6, SE2(), x, values, generator=generator(2))
+    assert hidden.worst == pytest.approx(broken.worst, rel=1e-6)
+    vectors = LieResNet(1, 1, group=SE2(), channels=8, num_layers=1, num_neighbors=5, out_vectors=1).double().eval()
+    report = measure_equivariance(lambda a, b: vectors(a, b)[1].squeeze(1), SE2(), x, values,
+                                  action_out=lambda g, y: y @ g[:2, :2].mT)  # fmt: skip
+    assert report.worst < 1e-10
+    with pytest.raises(ValueError, match="one tensor from the model, got tuple"):
+        measure_equivariance(vectors, SE2(), x, values)
+    with pytest.raises(ValueError, match="all the same"):
+        measure_equivariance(lambda a, b: torch.zeros(3, 2), SE2(), x, values)

@@ -1,4 +1,4 @@
-"""Neighbours against brute force, windows, a user's group, and errors that name the remedy."""
+"""Geometries: layouts, coordinates, targets, queries, quadrature, subsampling, a user's group, and errors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 
 import pytest
 import torch
-from lie.groups import SE2, SO2, LieGroup, T, Trivial
+from lie.groups import SE2, SO2, Heisenberg, LieGroup, RxSO2, RxSQ, Sim2, T, Trivial
 from lie.testing import assert_equivariant, check_group
-from lieconv import LieConv, LieResNet, build_geometry
-from lieconv.geometry import kernel_dim, nearest_neighbours
+from lieconv import LieConv, LieResNet, build_geometry, density_weights, farthest_points
+from lieconv.geometry import kernel_dim
+from lieconv.geometry.lifts import varying_entries
+from lieconv.nn import Neighbourhood
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -40,46 +42,12 @@ class ScaledRotation(LieGroup):
         return first
 
 
-def test_neighbours_are_those_of_a_loop_and_weights_close_at_the_next_one():
-    x = torch.randn(2, 15, 2, dtype=torch.float64, generator=generator())
-    mask = torch.ones(2, 15, dtype=torch.bool)
-    mask[1, 9:] = False
-    k = 4
-    indices, weights, radius = nearest_neighbours(T(2), x, None, None, mask, k)
-    for b in range(2):
-        for i in range(15):
-            if not mask[b, i]:
-                assert (weights[b, i] == 0).all()
-                continue
-            distances = sorted((float((x[b, i] - x[b, j]).norm()), j) for j in range(15) if mask[b, j])
-            assert indices[b, i].tolist() == [j for _, j in distances[:k]]
-            edge = distances[k][0]
-            window = torch.tensor([(1 - (r / edge) ** 2) ** 2 for r, _ in distances[:k]], dtype=torch.float64)
-            torch.testing.assert_close(weights[b, i], window / window.sum())
-            assert math.isclose(float(radius[b, i]), edge**2, rel_tol=1e-12)
-
-
-def test_a_tie_at_the_edge_counts_nothing():
-    """On a square lattice the fifth to eighth neighbours tie: whichever is chosen as the last has weight zero."""
-    axis = torch.arange(-1.0, 2.0)
-    lattice = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(1, 9, 2)
-    _, weights, _ = nearest_neighbours(T(2), lattice, None, None, torch.ones(1, 9, dtype=torch.bool), 7)
-    centre = weights[0, 4]
-    assert (centre[:5] > 0).all() and (centre[5:] == 0).all()
-
-
-def test_a_set_that_fits_inside_weighs_all_points_equally():
-    x = torch.randn(1, 5, 2, generator=generator())
-    _, weights, _ = nearest_neighbours(T(2), x, None, None, torch.ones(1, 5, dtype=torch.bool), 8)
-    torch.testing.assert_close(weights, torch.full((1, 5, 5), 0.2))
-
-
 @pytest.mark.parametrize("group", [T(2), SO2(), SE2(), Trivial(2), ScaledRotation()], ids=repr)
 @pytest.mark.parametrize("lift", ["exact", "sampled"])
 def test_a_precomputed_geometry_is_the_same_as_coordinates(group, lift):
     x, values = torch.randn(2, 12, 2, generator=generator()), torch.randn(2, 12, 3, generator=generator(1))
     geometry = build_geometry(group, x, num_neighbors=5, lift=lift, generator=generator(2))
-    assert geometry.kernel_coords.shape == (2, 12, 5, kernel_dim(group, lift))
+    assert geometry.kernel_coords.shape == (24, 5, kernel_dim(group, lift))
     layer = LieConv(3, 4, group=group, num_neighbors=5, lift=lift)
     torch.manual_seed(0)
     given = layer(build_geometry(group, x, num_neighbors=5, lift=lift), values)
@@ -103,11 +71,203 @@ def test_a_users_group_works_and_is_exact():
 def test_kernel_coordinates_of_the_sampled_lift_are_the_logarithm():
     x = torch.randn(1, 6, 2, dtype=torch.float64, generator=generator())
     geometry = build_geometry(SE2(), x, num_neighbors=6, lift="sampled", generator=generator(3))
-    u, _ = SE2().lift(x, num_samples=1, generator=generator(3))
-    u = u.flatten(1, 2)
+    u, _ = SE2().lift(x.flatten(0, 1), num_samples=1, generator=generator(3))
+    u = u.flatten(0, 1)
     for i in range(6):
-        for slot, j in enumerate(geometry.indices[0, i].tolist()):
-            torch.testing.assert_close(geometry.kernel_coords[0, i, slot], SE2().relative(u[0, i], u[0, j]))
+        for slot, j in enumerate(geometry.indices[i].tolist()):
+            torch.testing.assert_close(geometry.kernel_coords[i, slot], SE2().relative(u[i], u[j]))
+
+
+def test_kernel_coordinates_by_choice():
+    """The logarithm and the entries of the relative element where points have an element each."""
+    x = torch.randn(1, 7, 2, dtype=torch.float64, generator=generator())
+    for group in (T(2), RxSO2(), RxSQ(), ScaledRotation(), SO2()):
+        u, q = group.lift(x[0])
+        for name in ("log", "entries"):
+            geometry = build_geometry(group, x, num_neighbors=7, coordinates=name)
+            assert geometry.kernel_coords.shape[-1] == kernel_dim(group, coordinates=name)
+            for i in range(7):
+                for slot, j in enumerate(geometry.indices[i].tolist()):
+                    got = geometry.kernel_coords[i, slot, : -2 * q.shape[-1] or None]
+                    relative = group.relative(u[i], u[j])
+                    if name == "entries":
+                        relative = (group.exp(relative) - group.identity(dtype=x.dtype)).asinh().flatten()
+                        relative = relative[list(varying_entries(group))]
+                    torch.testing.assert_close(got, relative, rtol=1e-10, atol=1e-10)
+    with pytest.raises(
+        ValueError, match=r"SE2\(\) has no coordinates 'log' \(its points have a stabiliser\); use 'inv"
+    ):
+        build_geometry(SE2(), x, coordinates="log")
+    with pytest.raises(ValueError, match="not made of translations, turns and dilations; use coordinates='entries'"):
+        build_geometry(Heisenberg(), torch.randn(1, 5, 3), coordinates="invariants")
+    with pytest.raises(ValueError, match="'log' or 'entries'"):
+        build_geometry(SE2(), x, lift="sampled", coordinates="invariants")
+    with pytest.raises(ValueError, match="expected coordinates 'auto', 'log'"):
+        build_geometry(SE2(), x, coordinates="polar")
+
+
+@pytest.mark.parametrize("lift", ["exact", "sampled"])
+@pytest.mark.parametrize("group", [T(2), SE2(), RxSO2(), Trivial(2)], ids=repr)
+def test_ragged_batches_are_padded_ones_without_the_padding(group, lift):
+    counts = [5, 1, 8, 3]
+    x = torch.randn(4, 8, 2, dtype=torch.float64, generator=generator())
+    values = torch.randn(4, 8, 3, dtype=torch.float64, generator=generator(1))
+    mask = torch.arange(8) < torch.tensor(counts).unsqueeze(1)
+    batch = torch.arange(4).repeat_interleave(torch.tensor(counts))
+    torch.manual_seed(0)
+    layer = LieConv(3, 4, group=group, num_neighbors=4, lift=lift).double().eval()
+    if lift == "sampled" and group.stabiliser_dim:
+        return  # the padded batch draws elements for its padding too
+    padded, ragged = layer(x, values, mask), layer(x[mask], values[mask], batch=batch)
+    assert ragged.shape == (17, 4)
+    torch.testing.assert_close(ragged, padded[mask])
+    net = LieResNet(3, 2, group=group, channels=8, num_layers=2, num_neighbors=4, lift=lift, downsample=[1.0, 0.5])
+    net = net.double().eval()
+    torch.testing.assert_close(net(x[mask], values[mask], batch=batch), net(x, values, mask))
+
+
+def test_shared_coordinates_are_those_of_every_sample():
+    """Images: the coordinates of one, features of many; frames of each sample's own features where the group turns."""
+    axis = torch.linspace(-1, 1, 6, dtype=torch.float64)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(1, 36, 2)
+    values = torch.randn(5, 36, 2, dtype=torch.float64, generator=generator())
+    for group in (T(2), SE2(), SO2(), Trivial(2)):
+        torch.manual_seed(0)
+        for options in ({}, {"pool": False}, {"downsample": 0.5}, {"out_vectors": 2}):
+            net = LieResNet(2, 3, group=group, channels=8, num_layers=2, num_neighbors=9, **options).double().eval()
+            shared, every = net(grid, values), net(grid.expand(5, -1, -1), values)
+            torch.testing.assert_close(shared, every)
+        layer = LieConv(2, 3, group=group, num_neighbors=9).double()
+        torch.testing.assert_close(layer(grid, values), layer(grid.expand(5, -1, -1), values))
+
+
+def test_points_at_which_to_evaluate():
+    """Queries at the points are the points; elsewhere outputs follow the group, and targets pick from all."""
+    x = torch.randn(2, 15, 2, dtype=torch.float64, generator=generator())
+    values = torch.randn(2, 15, 3, dtype=torch.float64, generator=generator(1))
+    for group in (T(2), SE2(), SO2(), RxSO2(), Trivial(2)):
+        torch.manual_seed(0)
+        layer = LieConv(3, 4, group=group, num_neighbors=6).double()
+        at_points = layer(x, values)
+        torch.testing.assert_close(layer(x, values, queries=x), at_points)
+        index = torch.tensor([3, 7, 15 + 2, 15 + 14])
+        some = layer(x, values, targets=index, target_shape=(2, 2))
+        torch.testing.assert_close(some, at_points.flatten(0, 1)[index].view(2, 2, 4))
+        q = torch.randn(2, 4, 2, dtype=torch.float64, generator=generator(2))
+        mask = torch.tensor([[True] * 4, [True, False, True, False]])
+        out = layer(x, values, queries=q, query_mask=mask)
+        assert out.shape == (2, 4, 4) and (out[1, 1::2] == 0).all()
+        g = group.sample(generator=generator(3), dtype=torch.float64)
+        moved = layer(group.act(g, x), values, queries=group.act(g, q), query_mask=mask)
+        torch.testing.assert_close(moved, out, rtol=1e-9, atol=1e-12)
+        batch, which = torch.arange(2).repeat_interleave(15), torch.arange(2).repeat_interleave(4)
+        ragged = layer(x.flatten(0, 1), values.flatten(0, 1), batch=batch, queries=q.flatten(0, 1), query_batch=which,
+                       query_mask=mask.flatten())  # fmt: skip
+        torch.testing.assert_close(ragged, out.flatten(0, 1))
+    with pytest.raises(ValueError, match="queries or targets, got both"):
+        layer(x, values, queries=x, targets=index)
+    with pytest.raises(ValueError, match="queries for 2 samples, got 1"):
+        layer(x, values, queries=x[:1])
+    with pytest.raises(ValueError, match="the layout of the points"):
+        layer(x, values, queries=x[0], query_batch=torch.zeros(15, dtype=torch.long))
+    with pytest.raises(TypeError, match=r"queries of torch\.float64"):
+        layer(x, values, queries=x.float())
+    geometry = build_geometry(T(2), x, num_neighbors=6, queries=q)
+    with pytest.raises(ValueError, match="not among its sources"):
+        geometry.at_targets(values.flatten(0, 1))
+
+
+def test_quadrature_undoes_uneven_sampling():
+    """Many points on one half of a square and few on the other: the weighted layer sees the field, not the sampling."""
+    random = generator()
+    axis = torch.linspace(0, 1, 25, dtype=torch.float64)
+    even = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(1, -1, 2)
+    right = even[0, even[0, :, 0] > 0.5]
+    extra = right[torch.randint(len(right), (1500,), generator=random)]
+    extra = extra + 0.04 * (torch.rand(1500, 2, dtype=torch.float64, generator=random) - 0.5)
+    uneven = torch.cat([even[0], extra]).unsqueeze(0)
+
+    def field(x):
+        return (6 * x[..., :1] + x[..., 1:]).sin()
+
+    torch.manual_seed(0)
+    layer = LieConv(1, 4, group=T(2), num_neighbors=700, radius=0.25).double().eval()
+    query = torch.tensor([[[0.5, 0.5]]], dtype=torch.float64)
+    truth = layer(even, field(even), queries=query)
+    plain = layer(uneven, field(uneven), queries=query)
+    weighted = layer(uneven, field(uneven), queries=query, quadrature=density_weights(T(2), uneven))
+    assert (weighted - truth).norm() < 0.35 * (plain - truth).norm()
+    for group in (T(2), SE2()):
+        weights = density_weights(group, uneven)
+        g = group.sample(generator=generator(1), dtype=torch.float64)
+        torch.testing.assert_close(density_weights(group, group.act(g, uneven)), weights)
+    mask = torch.rand(uneven.shape[:2], generator=random) < 0.9
+    weights = density_weights(T(2), uneven, mask)
+    assert (weights[~mask] == 0).all() and weights[mask].mean() == pytest.approx(1.0)
+    ragged = density_weights(T(2), uneven[mask], batch=torch.zeros(int(mask.sum()), dtype=torch.long))
+    torch.testing.assert_close(ragged, weights[mask])
+    ones = layer(even, field(even), quadrature=torch.ones(even.shape[:2], dtype=torch.float64))
+    torch.testing.assert_close(ones, layer(even, field(even)))
+    for bad, message in ((torch.ones(1, 3), r"weights of shape \(1, 625\)"), (-torch.ones(1, 625), "not negative")):
+        with pytest.raises(ValueError, match=message):
+            layer(even, field(even), quadrature=bad)
+    with pytest.raises(ValueError, match="preserves it"):
+        density_weights(RxSO2(), uneven)
+
+
+def test_farthest_points_are_well_spread_and_follow_the_points():
+    x = torch.randn(2, 60, 2, dtype=torch.float64, generator=generator())
+    mask = torch.ones(2, 60, dtype=torch.bool)
+    mask[1, 21:] = False
+    index, shape, kept = farthest_points(SE2(), x, mask, fraction=0.25)
+    assert shape == (2, 15) and kept.view(2, 15).sum(1).tolist() == [15, 6]  # a quarter of 60 and of 21
+    for b, chosen in enumerate(index.view(2, 15)):
+        chosen = chosen[kept.view(2, 15)[b]] - 60 * b
+        assert len(set(chosen.tolist())) == len(chosen) and mask[b, chosen].all()
+        points, all_points = x[b, chosen], x[b, mask[b]]
+        spread = torch.cdist(points, points).fill_diagonal_(torch.inf).min()
+        assert torch.cdist(all_points, points).amin(1).max() <= spread * (1 + 1e-3)  # the greedy invariant
+    g = SE2().sample(generator=generator(1), dtype=torch.float64)
+    assert torch.equal(farthest_points(SE2(), SE2().act(g, x), mask, fraction=0.25)[0], index)
+    order = torch.randperm(60, generator=generator(2))
+    shuffled = farthest_points(SE2(), x[:1, order], fraction=0.25)[0]
+    assert torch.equal(order[shuffled], index[:15])
+    starts = {
+        int(farthest_points(T(2), x, fraction=0.1, at_random=True, generator=generator(s))[0][0]) for s in range(9)
+    }
+    assert len(starts) > 3
+    # On a lattice everything ties: rounding must not decide.
+    axis = torch.arange(6.0)
+    lattice = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(1, 36, 2)
+    chosen = farthest_points(SE2(), lattice, fraction=0.3)[0]
+    for seed in range(10):
+        g = SE2().sample(generator=generator(seed))
+        assert torch.equal(farthest_points(SE2(), SE2().act(g, lattice), fraction=0.3)[0], chosen)
+    for fraction in (0.0, 1.5):
+        with pytest.raises(ValueError, match=r"fraction above 0 and up to 1"):
+            farthest_points(T(2), x, fraction=fraction)
+
+
+def test_a_ball_learns_its_radius_while_training_and_keeps_it_in_evaluation():
+    torch.manual_seed(0)
+    near = Neighbourhood(T(2), num_neighbors=20, fill=0.1, generator=generator())
+    small, large = torch.rand(2, 200, 2, generator=generator(1)), 10 * torch.rand(2, 200, 2, generator=generator(2))
+    near.eval()
+    near(small)
+    assert near.batches == 0  # evaluation before training measures, and learns nothing
+    near.train()
+    a, b = near(small), near(small)
+    assert near.batches == 2 and near.fill_radius == pytest.approx(0.18, rel=0.2)  # 0.1 = pi r^2
+    assert not torch.equal(a.indices, b.indices)  # at random from the ball
+    near.eval()
+    before = near.fill_radius.clone()
+    assert torch.equal(near(small).indices, near(small).indices)
+    reach = near(large).offsets.norm(dim=-1) * (near(large).weights > 0)
+    assert reach.max() <= before and torch.equal(near.fill_radius, before)
+    state = near.state_dict()
+    assert set(state) == {"batches", "fill_radius"}
+    layer = LieConv(1, 2, group=T(2), fill=0.1)
+    assert "neighbourhood.fill_radius" in layer.state_dict()
 
 
 def test_errors_name_what_was_expected_and_the_remedy():
@@ -146,5 +306,26 @@ def test_errors_name_what_was_expected_and_the_remedy():
     class WithoutLift(ScaledRotation):
         stabiliser_dim = None
 
-    with pytest.raises(ValueError, match="no exact lift"):
-        build_geometry(WithoutLift(), x)
+    assert build_geometry(WithoutLift(), x).kernel_coords.isfinite().all()  # its action says what its parts are
+    with pytest.raises(ValueError, match=r"Heisenberg\(\) has no exact lift \(its points have a stabiliser\)"):
+        build_geometry(Heisenberg(), x)
+    for options, message in (
+        ({"num_neighbors": 0}, "num_neighbors of at least 1, got 0"),
+        ({"radius": -1.0}, "positive radius, got -1"),
+        ({"radius": 1.0, "fill": 0.1}, "a radius or a fill fraction, got both"),
+        ({"fill": 0.0}, "fill fraction above 0 and up to 1"),
+        ({"at_random": True}, "give a radius or a fill fraction"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            build_geometry(SE2(), x, **options)
+    with pytest.raises(ValueError, match=r"Sim2\(\) dilates lengths: use num_neighbors alone"):
+        build_geometry(Sim2(), x, radius=1.0)
+    with pytest.raises(TypeError, match="integer sample numbers"):
+        build_geometry(SE2(), x[0], batch=torch.zeros(5))
+    with pytest.raises(ValueError, match=r"batch of shape \(5,\), got \(4,\)"):
+        build_geometry(SE2(), x[0], batch=torch.zeros(4, dtype=torch.long))
+    with pytest.raises(ValueError, match="do not fall; sort the points"):
+        build_geometry(SE2(), x[0], batch=torch.tensor([0, 1, 0, 1, 1]))
+    geometry = build_geometry(SE2(), x)
+    with pytest.raises(ValueError, match=r"values of shape \(2, 5, 1\) for this geometry, got \(2, 4, 1\)"):
+        layer(geometry, v[:, :4])

@@ -64,14 +64,8 @@ def test_a_layer_compiles_without_breaks_once_neighbours_are_known():
     layer = LieConv(3, 4, group=T(2), num_neighbors=4)
     geometry = build_geometry(T(2), x, num_neighbors=4)
 
-    def convolve(coords, indices, weights, mask, values):
-        from lieconv import Geometry
-
-        return layer(Geometry(indices, weights, coords, mask), values)
-
-    compiled = torch.compile(convolve, fullgraph=True, backend="aot_eager")
-    arguments = (geometry.kernel_coords, geometry.indices, geometry.weights, geometry.mask, values)
-    torch.testing.assert_close(compiled(*arguments), layer(x, values))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")  # a geometry is a pytree of tensors
+    torch.testing.assert_close(compiled(geometry, values), layer(x, values))
 
 
 def test_printing_names_the_group():

@@ -1,4 +1,4 @@
-r"""Equivariant local frames: an exact lift where points have a stabiliser.
+r"""Equivariant local frames: an exact lift where turns keep a point.
 
 A point of the plane fixes an element of SE(2) only up to a rotation. The paper draws that rotation at random;
 here it is read off the data. The neighbours j of a point i give vectors
@@ -12,31 +12,20 @@ symmetric neighbourhood leaves them undetermined (a lattice, benzene, CO2, a sin
 smoothly to zero, which leaves a kernel of distances alone. No frame is continuous without such a fallback.
 Soft frames F turn as the data do, F -> R F, so the entries of :math:`F_j^T F_i` and
 :math:`F_j^T (x_i - x_j)`, those of the relative element :math:`v_j^{-1} u_i`, do not change at all.
+
+Which turns there are (in the plane, about an axis, about all) and whether translations carry their centre to every
+point says the group's `lie.groups.AffineStructure`; where the centre is fixed, the point itself is the first vector.
 """
 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
+from lie.groups import AffineStructure
 from torch import Tensor
-
-from lieconv.geometry.neighbours import gather
 
 SOFTNESS = 0.05
 """Length of v, in units of the neighbourhood's radius, below which a frame fades."""
-
-
-def local_vectors(
-    coords: Float[Tensor, "B N d"],
-    indices: Int[Tensor, "B N k"],
-    weights: Float[Tensor, "B N k"],
-    squared_radius: Float[Tensor, "B N 1"],
-    features: Float[Tensor, "B N f"],
-) -> Float[Tensor, "B N f d"]:
-    """One vector per feature: the weighted mean of the offsets to the neighbours, in units of the radius."""
-    offsets = gather(coords, indices) - coords.unsqueeze(2)  # (B, N, k, d)
-    offsets = offsets * (weights / squared_radius.sqrt()).unsqueeze(-1)
-    return gather(features, indices).mT @ offsets  # (B, N, f, d)
 
 
 def soft_unit(v: Float[Tensor, "*batch d"], softness: float = SOFTNESS) -> Float[Tensor, "*batch d"]:
@@ -58,3 +47,44 @@ def soft_frame_3d(v: Float[Tensor, "*batch 3"], w: Float[Tensor, "*batch 3"]) ->
     second = soft_unit(across)
     third = torch.linalg.cross(first, second, dim=-1)
     return torch.stack([first, second, third], dim=-1)
+
+
+def local_frames(
+    structure: AffineStructure,
+    positions: Float[Tensor, "M d"],
+    offsets: Float[Tensor, "M k d"],
+    weights: Float[Tensor, "M k"],
+    squared_radius: Float[Tensor, "M 1"],
+    features: Float[Tensor, "M k 2"] | None,
+) -> Float[Tensor, "M r r"] | None:
+    """The soft frame of each point in the r directions that turn; None where nothing turns.
+
+    Args:
+        structure: the parts of the group's action.
+        positions: the points.
+        offsets: neighbours minus point.
+        weights: window weights of the neighbours.
+        squared_radius: of the window.
+        features: two invariant numbers of each neighbour that weigh it in the vectors; None means ones.
+    """
+    if structure.rotations == 0:
+        return None
+    radius = squared_radius.sqrt()  # (M, 1)
+    scaled = offsets / radius.unsqueeze(-1)
+    if structure.rotations == 1:
+        plane = torch.tensor(structure.plane, dtype=offsets.dtype, device=offsets.device)  # (2, d)
+        if not structure.moves_plane:
+            return soft_frame_2d(positions @ plane.mT / radius)
+        return soft_frame_2d(_vector(weights, features, 0, scaled @ plane.mT))
+    if not structure.moves_plane:  # SO(3): the stabiliser of a point is the turns about it
+        return soft_frame_3d(positions / radius, _vector(weights, features, 1, scaled))
+    # The second vector weighs by the squared distance, so that it differs from the first also for equal features.
+    outer = weights * scaled.square().sum(-1)
+    return soft_frame_3d(_vector(weights, features, 0, scaled), _vector(outer, features, 1, scaled))
+
+
+def _vector(weights: Tensor, features: Tensor | None, which: int, scaled: Tensor) -> Tensor:
+    """The weighted sum of scaled offsets (M, k, r), as (M, r)."""
+    if features is not None:
+        weights = weights * features[..., which]
+    return (weights.unsqueeze(-2) @ scaled).squeeze(-2)

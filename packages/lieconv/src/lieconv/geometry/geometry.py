@@ -5,207 +5,438 @@ A `Geometry` knows no channel. It is computed once and shared by every layer of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from lie.groups import SE2, SE3, SO2, SO3, LieGroup
+from lie.groups import LieGroup
 from torch import Tensor
+from torch.utils._pytree import register_pytree_node
 
-from lieconv.geometry.frames import local_vectors, soft_frame_2d, soft_frame_3d
-from lieconv.geometry.neighbours import gather, nearest_neighbours
-
-Lift = Literal["exact", "sampled"]
+from lieconv.geometry.cloud import Cloud, cloud_of
+from lieconv.geometry.frames import local_frames
+from lieconv.geometry.lifts import AxesLift, Coordinates, ElementLift, FrameLift, Lift, LiftName, make_lift
+from lieconv.geometry.neighbours import Neighbourhoods, fill_radius, find_neighbours, gather
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Neighbourhoods of N points (N * num_samples with sampled lifts) and their kernel coordinates.
+    """Neighbourhoods of M points among P sources, and their kernel coordinates.
+
+    All points of a batch lie along one axis. With sampled lifts a source or point is one of the elements of a point.
 
     Fields:
-        indices: neighbours of each point, (B, N, k).
-        weights: their window weights, which sum to 1 (0 for padding), (B, N, k).
-        kernel_coords: coordinates of the relative group element and the orbit ids, (B, N, k, c).
-        mask: which points are valid, (B, N).
+        indices: neighbours of each point among the sources, (M, k).
+        weights: their window weights, which sum to 1 (0 for padding), (M, k).
+        kernel_coords: invariant coordinates of each pair, (M, k, c).
+        offsets: neighbour minus point, (M, k, d); turns with the points.
+        positions: the points as seen from the centre of their sample, or from the origin where the group keeps it,
+            (M, d); turns with the points. Zero in a periodic cell, which has no centre.
+        mask, source_mask: which points and which sources are valid, (M,) and (P,).
+        sample: to which sample each point belongs, (M,).
+        targets: where the points are among the sources, (M,); None where they are the sources, in order.
+        count: number of samples.
+        shape: (B, N) of the points of a padded batch, None of a ragged one.
         num_samples: group elements a point.
+        source_shape: (B, N) of the sources of a padded batch, None of a ragged one.
     """
 
-    indices: Int[Tensor, "B N k"]
-    weights: Float[Tensor, "B N k"]
-    kernel_coords: Float[Tensor, "B N k c"]
-    mask: Bool[Tensor, "B N"]
+    indices: Int[Tensor, "M k"]
+    weights: Float[Tensor, "M k"]
+    kernel_coords: Float[Tensor, "M k c"]
+    offsets: Float[Tensor, "M k d"]
+    positions: Float[Tensor, "M d"]
+    mask: Bool[Tensor, " M"]
+    source_mask: Bool[Tensor, " P"]
+    sample: Int[Tensor, " M"]
+    targets: Int[Tensor, " M"] | None
+    count: int
+    shape: tuple[int, int] | None
     num_samples: int = 1
+    source_shape: tuple[int, int] | None = None
 
-    def spread(self, values: Tensor) -> Tensor:
-        """Values of the points (B, P, C) repeated for the elements of each point, (B, P * num_samples, C)."""
-        return values if self.num_samples == 1 else values.repeat_interleave(self.num_samples, dim=1)
+    def spread(self, values: Float[Tensor, "*copies P C"]) -> Float[Tensor, "*copies PK C"]:
+        """Values of the sources repeated for the elements of each, a sample axis flattened if there is one."""
+        return values if self.num_samples == 1 else values.repeat_interleave(self.num_samples, dim=-2)
 
-    def gather_samples(self, values: Tensor) -> Tensor:
-        """Mean over the elements of each point, (B, P * num_samples, C) -> (B, P, C)."""
-        return values if self.num_samples == 1 else values.unflatten(1, (-1, self.num_samples)).mean(2)
+    def gather_samples(self, values: Float[Tensor, "*copies MK C"]) -> Float[Tensor, "*copies M C"]:
+        """Mean over the elements of each point."""
+        return values if self.num_samples == 1 else values.unflatten(-2, (-1, self.num_samples)).mean(-2)
 
+    def at_targets(self, values: Float[Tensor, "*copies P C"]) -> Float[Tensor, "*copies M C"]:
+        """Values of the sources at the points of this geometry.
 
-@cache
-def _varying_entries(group: LieGroup) -> tuple[int, ...]:
-    """Flat positions of the matrix entries that are not the same on the whole group."""
-    generator = torch.Generator().manual_seed(0)
-    elements = group.sample(64, generator=generator, dtype=torch.float64).flatten(1)
-    return tuple((elements - elements[:1]).abs().amax(0).nonzero().flatten().tolist())
-
-
-def has_soft_lift(group: LieGroup) -> bool:
-    """Whether the exact lift of ``group`` goes by soft frames: some of its points have a stabiliser.
-
-    For SO2 that is the origin alone, where the angle of a point is undefined.
-    """
-    return isinstance(group, SO2 | SE2 | SO3 | SE3)
+        Raises:
+            ValueError: where the points are not among the sources.
+        """
+        if self.targets is None:
+            return values
+        if not self.targets.numel() and self.mask.numel():
+            raise ValueError("the points of this geometry are not among its sources")
+        return values.index_select(-2, self.targets)
 
 
-def kernel_dim(group: LieGroup, lift: Lift) -> int:
-    """Number of kernel coordinates of `build_geometry` for a group and a lift."""
-    if lift == "exact" and has_soft_lift(group):
-        d = group.point_dim or 0
-        return d * d + (2 if isinstance(group, SO2 | SO3) else d) + 1
-    orbit = group.lift(torch.zeros(1, group.point_dim or group.matrix_dim))[1].shape[-1]
-    return (group.dim if lift == "sampled" else len(_varying_entries(group))) + 2 * orbit
+def _flatten(geometry: Geometry) -> tuple[list[Any], tuple[Any, ...]]:
+    return [getattr(geometry, name) for name in _TENSORS], tuple(getattr(geometry, name) for name in _REST)
+
+
+def _unflatten(tensors: Any, rest: tuple[Any, ...]) -> Geometry:
+    return Geometry(**dict(zip((*_TENSORS, *_REST), (*tensors, *rest), strict=True)))
+
+
+_TENSORS = ("indices", "weights", "kernel_coords", "offsets", "positions", "mask", "source_mask", "sample", "targets")
+_REST = ("count", "shape", "num_samples", "source_shape")
+register_pytree_node(Geometry, _flatten, _unflatten, serialized_type_name="lieconv.geometry.Geometry")
+
+
+def kernel_dim(group: LieGroup, lift: LiftName = "exact", coordinates: Coordinates = "auto") -> int:
+    """Number of kernel coordinates of `build_geometry` for a group, a lift and a choice of coordinates."""
+    return make_lift(group, lift, coordinates, 1).dim
 
 
 def build_geometry(
     group: LieGroup,
-    coords: Float[Tensor, "B N d"],
-    mask: Bool[Tensor, "B N"] | None = None,
+    coords: Float[Tensor, "B N d"] | Float[Tensor, "P d"],
+    mask: Bool[Tensor, "*points"] | None = None,
     *,
     num_neighbors: int = 32,
-    lift: Lift = "exact",
+    radius: float | Float[Tensor, ""] | None = None,
+    fill: float | None = None,
+    at_random: bool = False,
+    lift: LiftName = "exact",
+    coordinates: Coordinates = "auto",
     num_samples: int = 1,
-    frame_features: Float[Tensor, "B N 2"] | None = None,
+    frame_features: Float[Tensor, "*points 2"] | None = None,
+    queries: Float[Tensor, "*queries d"] | None = None,
+    query_mask: Bool[Tensor, "*queries"] | None = None,
+    targets: Int[Tensor, " M"] | None = None,
+    target_shape: tuple[int, int] | None = None,
+    target_mask: Bool[Tensor, " M"] | None = None,
+    batch: Int[Tensor, " P"] | None = None,
+    query_batch: Int[Tensor, " M"] | None = None,
+    cell: Float[Tensor, "*batch d d"] | None = None,
+    quadrature: Float[Tensor, "*points"] | None = None,
+    elements: tuple[Float[Tensor, "PK m m"], Float[Tensor, "PK q"]] | None = None,
     generator: torch.Generator | None = None,
 ) -> Geometry:
     """Lift the points to the group and find the neighbours and relative elements of each.
 
     Args:
         group: acts on points of dimension d.
-        coords: points (B, N, d).
-        mask: valid points (B, N); None means all.
-        num_neighbors: neighbours a point, itself included; the window closes at the next one.
-        lift: ``"exact"``: every output is exactly equivariant; kernel coordinates are the entries of the
-            relative element, with soft frames for SO2, SE2, SO3 and SE3 (`lieconv.geometry.frames`).
-            ``"sampled"``: the paper's: elements drawn uniformly from each point's coset, coordinates
-            ``log(v^-1 u)``; equivariant in expectation, and the log jumps at rotations by pi.
+        coords: points (B, N, d), or (P, d) with ``batch``.
+        mask: valid points, of the shape of the points without d; None means all.
+        num_neighbors: at most so many neighbours a point, itself included; the window closes at the next one.
+        radius: no neighbour is further away; a length where the group preserves lengths.
+        fill: in place of a radius, the fraction of a sample's points that a ball should hold (the paper's): the
+            radius is the average over the points of this batch.
+        at_random: with a radius or fill, draw the neighbours uniformly from the ball (the paper's training) instead of
+            taking the nearest.
+        lift: ``"exact"``: every output is exactly equivariant. ``"sampled"``: the paper's: elements drawn uniformly
+            from each point's coset; equivariant in expectation. See `lieconv.geometry.lifts`.
+        coordinates: what the kernel sees of a pair: ``"invariants"`` (exact lift, the default where the group is made
+            of translations, turns and dilations), ``"log"`` of the relative element (the paper's, default of the
+            sampled lift; it jumps at half turns), or its ``"entries"``.
         num_samples: elements a point; only for ``"sampled"``.
         frame_features: invariant features that weigh the neighbours in the frames; None means ones.
-        generator: source of randomness of ``"sampled"``.
+        queries: points at which to evaluate, (B, M, d) or (M, d) with ``query_batch``; None evaluates at the points.
+        query_mask: valid queries.
+        targets: in place of queries, numbers of the points at which to evaluate, (M,), as `farthest_points` gives.
+        target_shape, target_mask: (B, M') of padded targets, and which of them are valid.
+        batch, query_batch: sample of each point of a ragged batch; integers from 0 that do not fall.
+        cell: vectors of a periodic cell as rows, (d, d) or (B, d, d), for groups that preserve lengths.
+        quadrature: how much each point counts, not negative, of the shape of the points: 1 / density makes the sum
+            over unevenly sampled points stand for an integral (see `lieconv.geometry.density_weights`).
+        elements: group elements and orbit ids of the points where they are known already (``num_samples`` of each point
+            after one another), as `lifted_elements` gives: the layers of a coarser resolution keep those of the finer.
+        generator: source of randomness of ``"sampled"`` and ``at_random``.
 
     Raises:
-        ValueError: for wrong shapes, non-finite valid coordinates, fewer than one neighbour or sample, or a
-            group without an exact lift.
+        ValueError: for wrong shapes, non-finite valid coordinates, fewer than one neighbour or sample, a group without
+            an exact lift, a radius that is not positive, a cell or radius with a group that does not preserve lengths.
         TypeError: for coordinates that are not floating-point or a mask that is not boolean.
     """
-    mask = check_points(group, coords, mask, num_neighbors, lift, num_samples)
-    # Padding may hold anything; from here on it is zero, so that no NaN of it reaches a gradient.
-    coords = torch.where(mask.unsqueeze(-1), coords, torch.zeros_like(coords))
-    if lift == "exact" and has_soft_lift(group):
-        return _soft_geometry(group, coords, mask, num_neighbors, frame_features)
-    elements, orbits = group.lift(coords, num_samples=num_samples, generator=generator)
-    elements, orbits = elements.flatten(1, 2), orbits.flatten(1, 2)  # (B, N * K, ...)
-    if num_samples > 1:
-        coords = coords.repeat_interleave(num_samples, dim=1)
-        mask = mask.repeat_interleave(num_samples, dim=1)
-    indices, weights, _ = nearest_neighbours(group, coords, elements, orbits, mask, num_neighbors)
-    here, there = elements.unsqueeze(2), gather(elements, indices)
-    if lift == "sampled":
-        relative = group.relative(here, there)  # log(v_j^-1 u_i), (B, N, k, dim)
-    else:
-        entries = _varying_entries(group)
-        difference = group.inverse(there) @ here - group.identity(dtype=coords.dtype, device=coords.device)
-        relative = difference.flatten(-2)[..., entries]
-    orbit_here = orbits.unsqueeze(2).expand(*indices.shape, orbits.shape[-1])
-    kernel_coords = torch.cat([relative, orbit_here, gather(orbits, indices)], dim=-1)
-    return Geometry(indices, weights, kernel_coords, mask, num_samples)
+    made = make_lift(group, lift, coordinates, num_samples)
+    check_neighbourhood(made, group, num_neighbors, radius, fill, at_random, cell)
+    sources = cloud_of(group, coords, mask, batch=batch, cell=cell)
+    if quadrature is not None:
+        quadrature = check_quadrature(quadrature, sources)
+    if fill is not None:
+        radius = fill_radius(made, sources, fill)
+    if radius is not None:
+        radius = torch.as_tensor(radius, dtype=coords.dtype, device=coords.device)
+    options = {"radius": radius, "at_random": at_random, "generator": generator}
+    where = _targets(group, sources, queries, query_mask, query_batch, targets, target_shape, target_mask)
+    centre = _centres(made, group, sources)
+    if isinstance(made, ElementLift):
+        return _element_geometry(made, sources, where, num_neighbors, options, quadrature, centre, elements)
+    if isinstance(made, AxesLift):
+        return _axes_geometry(made, sources, where, num_neighbors, options, quadrature, centre)
+    return _frame_geometry(made, sources, where, num_neighbors, options, quadrature, centre, frame_features)
 
 
-def _soft_geometry(
-    group: LieGroup, coords: Tensor, mask: Tensor, num_neighbors: int, features: Tensor | None
+@dataclass(frozen=True)
+class _Where:
+    """The points at which to evaluate, as a cloud, and where they are among the sources."""
+
+    cloud: Cloud
+    targets: Tensor | None
+
+
+def _targets(
+    group: LieGroup,
+    sources: Cloud,
+    queries: Tensor | None,
+    query_mask: Tensor | None,
+    query_batch: Tensor | None,
+    targets: Tensor | None,
+    target_shape: tuple[int, int] | None,
+    target_mask: Tensor | None,
+) -> _Where:
+    if queries is not None and targets is not None:
+        raise ValueError("expected queries or targets, got both")
+    if queries is not None:
+        if (query_batch is None) != (sources.shape is not None):
+            raise ValueError("expected queries of the layout of the points: a batch axis, or query_batch beside batch")
+        cloud = cloud_of(group, queries, query_mask, batch=query_batch, name="queries")
+        if cloud.count > sources.count or (cloud.shape is not None and cloud.count != sources.count):
+            raise ValueError(f"expected queries for {sources.count} samples, got {cloud.count}")
+        if queries.dtype != sources.coords.dtype:
+            raise TypeError(f"expected queries of {sources.coords.dtype}, as the points, got {queries.dtype}")
+        cloud = replace(cloud, count=sources.count)
+        return _Where(cloud, targets=cloud.sample[:0])
+    if targets is not None:
+        mask = sources.mask[targets] if target_mask is None else sources.mask[targets] & target_mask
+        coords = sources.coords[targets]
+        cloud = Cloud(coords, mask, sources.sample[targets], sources.count, target_shape)
+        return _Where(cloud, targets)
+    return _Where(sources, None)
+
+
+def _frame_geometry(
+    lift: FrameLift,
+    sources: Cloud,
+    where: _Where,
+    num_neighbors: int,
+    options: dict[str, Any],
+    quadrature: Tensor | None,
+    centre: Tensor,
+    features: Tensor | None,
 ) -> Geometry:
-    indices, weights, squared_radius = nearest_neighbours(group, coords, None, None, mask, num_neighbors)
-    if features is None:
-        features = torch.ones(*coords.shape[:2], 2, dtype=coords.dtype, device=coords.device)
-    vectors = local_vectors(coords, indices, weights, squared_radius, features)  # (B, N, 2, d)
-    if isinstance(group, SE2):
-        frames = soft_frame_2d(vectors[..., 0, :])
-    elif isinstance(group, SE3):
-        # The second vector weighs by the squared distance, so that it differs from the first also for equal features.
-        outer = local_vectors(
-            coords, indices, weights * _squared_offsets(coords, indices) / squared_radius, squared_radius, features
+    features = None if features is None else sources.flat(features)
+    own, copies = where.cloud is sources, 1
+    near = find_neighbours(lift, sources, where.cloud, num_neighbors, quadrature=quadrature, **options)
+    around = near
+    needs_sources = lift.structure.rotations > 0 or lift.structure.dilation
+    if not own and needs_sources:
+        around = find_neighbours(lift, sources, sources, num_neighbors, quadrature=quadrature, **options)
+    if features is not None and len(features) != len(sources.coords):
+        # One set of points, many sets of features: neighbours are found once, frames belong to each.
+        copies = len(features) // len(sources.coords)
+        near, around = (_repeated(x, copies, len(sources.coords)) for x in (near, around))
+        sources, where = (
+            _repeated_cloud(sources, copies),
+            _Where(_repeated_cloud(where.cloud, copies), _repeated_index(where.targets, copies, len(sources.coords))),
         )
-        frames = soft_frame_3d(vectors[..., 0, :], outer[..., 1, :])
-    elif isinstance(group, SO2):
-        frames = soft_frame_2d(coords / squared_radius.sqrt())
-    else:  # SO3: the stabiliser of a point is the turns about it
-        frames = soft_frame_3d(coords / squared_radius.sqrt(), vectors[..., 1, :])
-    there = gather(frames, indices)  # (B, N, k, d, d)
-    turned = (there.mT @ frames.unsqueeze(2)).flatten(-2)
-    squared = _squared_offsets(coords, indices).unsqueeze(-1)
-    if isinstance(group, SO2 | SO3):
-        radius = _safe_length(coords)
-        rest = torch.cat([radius.unsqueeze(2).expand(*indices.shape, 1), gather(radius, indices)], dim=-1)
+        centre = centre.repeat(copies, 1)
+    frames = None
+    if lift.structure.rotations > 0 and not lift.about_centre:
+        theirs = _frames(lift, sources, around, features)
+        mine = theirs if own else _frames(lift, where.cloud, near, features)
+        assert theirs is not None and mine is not None
+        frames = mine.unsqueeze(1), gather(theirs, near.indices)
+    size = None
+    if lift.structure.dilation and not lift.about_centre:
+        size = near.squared_radius.sqrt().unsqueeze(1), gather(around.squared_radius.sqrt(), near.indices)
+    here = where.cloud.coords.unsqueeze(1)
+    there = here + near.offsets if sources.cell is not None else gather(sources.coords, near.indices)
+    coords = lift.pairs(here, there, near.offsets, near.squared, frames, size)
+    return _assembled(near, coords, sources, where, centre, 1)
+
+
+def _axes_geometry(
+    lift: AxesLift,
+    sources: Cloud,
+    where: _Where,
+    num_neighbors: int,
+    options: dict[str, Any],
+    quadrature: Tensor | None,
+    centre: Tensor,
+) -> Geometry:
+    near = find_neighbours(lift, sources, where.cloud, num_neighbors, quadrature=quadrature, **options)
+    coords = lift.pairs(where.cloud.coords.unsqueeze(1), gather(sources.coords, near.indices))
+    return _assembled(near, coords, sources, where, centre, 1)
+
+
+def _frames(lift: FrameLift, points: Cloud, near: Neighbourhoods, features: Tensor | None) -> Tensor | None:
+    weighing = None if features is None else gather(features, near.indices)
+    return local_frames(lift.structure, points.coords, near.offsets, near.weights, near.squared_radius, weighing)
+
+
+def _element_geometry(
+    lift: ElementLift,
+    sources: Cloud,
+    where: _Where,
+    num_neighbors: int,
+    options: dict[str, Any],
+    quadrature: Tensor | None,
+    centre: Tensor,
+    elements: tuple[Tensor, Tensor] | None,
+) -> Geometry:
+    K, generator = lift.num_samples, options["generator"]  # noqa: N806
+    v = lift.elements(sources.coords, generator) if elements is None else elements
+    if where.targets is not None and len(where.targets):
+        rows = (where.targets.unsqueeze(1) * K + torch.arange(K, device=where.targets.device)).flatten()
+        u = v[0][rows], v[1][rows]
     else:
-        offsets = coords.unsqueeze(2) - gather(coords, indices)
-        rest = (there.mT @ offsets.unsqueeze(-1)).squeeze(-1)
-    return Geometry(indices, weights, torch.cat([turned, rest, squared], dim=-1), mask)
+        u = v if where.cloud is sources else lift.elements(where.cloud.coords, generator)
+        rows = where.targets
+    own = where.cloud is sources
+    sources = _elements_of(sources, K)
+    points = sources if own else _elements_of(where.cloud, K)
+    if quadrature is not None:
+        quadrature = quadrature.repeat_interleave(K)
+    near = find_neighbours(lift, sources, points, num_neighbors, elements=(v, u), quadrature=quadrature, **options)
+    there = gather(v[0], near.indices), gather(v[1], near.indices)
+    coords = lift.pairs((u[0].unsqueeze(1), u[1].unsqueeze(1)), there)
+    return _assembled(near, coords, sources, _Where(points, rows), centre, K)
 
 
-def _squared_offsets(coords: Tensor, indices: Tensor) -> Tensor:
-    return (gather(coords, indices) - coords.unsqueeze(2)).square().sum(-1)
+def lifted_elements(
+    group: LieGroup, coords: Tensor, mask: Tensor | None, num_samples: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Elements and orbit ids of all points, ``num_samples`` of each after one another, for `build_geometry`."""
+    if mask is not None:
+        coords = torch.where(mask.unsqueeze(-1), coords, torch.zeros_like(coords))
+    return ElementLift(group, log=True, num_samples=num_samples).elements(coords.flatten(0, -2), generator)
 
 
-def _safe_length(x: Tensor) -> Tensor:
-    squared = x.square().sum(-1, keepdim=True)
-    zero = squared == 0
-    return torch.where(zero, torch.zeros_like(squared), torch.where(zero, torch.ones_like(squared), squared).sqrt())
+def _elements_of(cloud: Cloud, count: int) -> Cloud:
+    """The cloud with each point repeated for its elements."""
+    if count == 1:
+        return cloud
+    shape = None if cloud.shape is None else (cloud.shape[0], cloud.shape[1] * count)
+    coords, mask, sample = (x.repeat_interleave(count, dim=0) for x in (cloud.coords, cloud.mask, cloud.sample))
+    return Cloud(coords, mask, sample, cloud.count, shape, cloud.cell)
 
 
-def check_points(
-    group: LieGroup, coords: Tensor, mask: Tensor | None, num_neighbors: int, lift: str, num_samples: int
-) -> Tensor:
-    """Raise where the input does not fit, as `build_geometry` says; returns the mask, all true for None."""
-    if coords.ndim != 3:
-        raise ValueError(f"expected points of shape (B, N, d), got {tuple(coords.shape)}; add a batch axis in front")
-    if not coords.is_floating_point():
-        raise TypeError(f"expected floating-point points, got {coords.dtype}; use coords.float()")
-    d = coords.shape[-1]
-    if group.point_dim is not None and d != group.point_dim:
-        raise ValueError(
-            f"expected points of dimension {group.point_dim} for {group!r}, got shape {tuple(coords.shape)}; "
-            "choose a group that acts on your points"
-        )
-    if mask is None:
-        mask = torch.ones(coords.shape[:2], dtype=torch.bool, device=coords.device)
-    if mask.shape != coords.shape[:2]:
-        raise ValueError(f"expected a mask of shape {tuple(coords.shape[:2])}, got {tuple(mask.shape)}")
-    if mask.dtype != torch.bool:
-        raise TypeError(f"expected a boolean mask, got {mask.dtype}; use mask.bool()")
+def _assembled(
+    near: Neighbourhoods, coords: Tensor, sources: Cloud, where: _Where, centre: Tensor, num_samples: int
+) -> Geometry:
+    points = where.cloud
+    return Geometry(
+        near.indices,
+        near.weights,
+        coords,
+        near.offsets,
+        _positions(points, sources, centre),
+        points.mask,
+        sources.mask,
+        points.sample,
+        where.targets,
+        points.count,
+        points.shape,
+        num_samples,
+        sources.shape,
+    )
+
+
+def _positions(points: Cloud, sources: Cloud, centre: Tensor) -> Tensor:
+    if sources.cell is not None:
+        return torch.zeros_like(points.coords)
+    return (points.coords - centre[points.sample]) * points.mask.unsqueeze(-1)
+
+
+def _repeated(near: Neighbourhoods, copies: int, step: int) -> Neighbourhoods:
+    shift = torch.arange(copies, device=near.indices.device).repeat_interleave(len(near.indices)).unsqueeze(1) * step
+    rest = (near.weights, near.offsets, near.squared, near.squared_radius)
+    indices = near.indices.repeat(copies, 1) + shift
+    return Neighbourhoods(indices, *(x.repeat(copies, *([1] * (x.ndim - 1))) for x in rest))
+
+
+def _repeated_cloud(cloud: Cloud, copies: int) -> Cloud:
+    assert cloud.shape is not None and cloud.count == 1
+    sample = torch.arange(copies, device=cloud.sample.device).repeat_interleave(len(cloud.sample))
+    cell = None if cloud.cell is None else cloud.cell.repeat(copies, 1, 1)
+    shape = (copies, cloud.shape[1])
+    return Cloud(cloud.coords.repeat(copies, 1), cloud.mask.repeat(copies), sample, copies, shape, cell)
+
+
+def _repeated_index(index: Tensor | None, copies: int, step: int) -> Tensor | None:
+    if index is None or not index.numel():
+        return index
+    return (torch.arange(copies, device=index.device).unsqueeze(1) * step + index).flatten()
+
+
+def _centres(lift: Lift, group: LieGroup, cloud: Cloud) -> Float[Tensor, "B d"]:
+    """The mean of the valid points of each sample along what translations move; zero across, and in a cell."""
+    d = cloud.coords.shape[-1]
+    zero = cloud.coords.new_zeros(cloud.count, d)
+    structure = lift.structure if isinstance(lift, FrameLift) else _structure(group)
+    if structure is None or not structure.translations or cloud.cell is not None:
+        return zero
+    valid = cloud.mask.unsqueeze(-1).to(cloud.coords.dtype)
+    if cloud.shape is not None:
+        B, N = cloud.shape  # noqa: N806
+        total, number = (cloud.coords * valid).view(B, N, d).sum(1), valid.view(B, N, 1).sum(1)
+    else:
+        total = zero.index_add(0, cloud.sample, cloud.coords * valid)
+        number = zero[:, :1].index_add(0, cloud.sample, valid)
+    W = torch.tensor(structure.translations, dtype=zero.dtype, device=zero.device).view(-1, d)  # noqa: N806
+    return total / number.clamp(min=1.0) @ W.mT @ W
+
+
+def _structure(group: LieGroup):
+    from lie.groups import affine_structure
+
+    return affine_structure(group)
+
+
+def check_neighbourhood(
+    lift: Lift,
+    group: LieGroup,
+    num_neighbors: int,
+    radius: float | Tensor | None,
+    fill: float | None,
+    at_random: bool,
+    cell: Tensor | None,
+) -> None:
+    """Raise where the choice of neighbours makes no sense, as `build_geometry` says."""
     if num_neighbors < 1:
         raise ValueError(f"expected num_neighbors of at least 1, got {num_neighbors}")
-    if lift not in ("exact", "sampled"):
-        raise ValueError(f"expected lift 'exact' or 'sampled', got {lift!r}")
-    if num_samples < 1:
-        raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
-    if lift == "exact":
-        if num_samples != 1:
-            raise ValueError(
-                f"the exact lift has one element a point, got num_samples={num_samples}; use lift='sampled'"
-            )
-        if not has_soft_lift(group) and group.stabiliser_dim != 0:
-            raise ValueError(
-                f"{group!r} has no exact lift (its points have a stabiliser, or none is declared by "
-                "stabiliser_dim = 0); use lift='sampled'"
-            )
-    if not torch.compiler.is_compiling():
-        finite = torch.isfinite(coords).all(-1) | ~mask
-        if not finite.all():
-            where = tuple((~finite).nonzero()[0].tolist())
-            raise ValueError(f"expected finite coordinates, got NaN or infinity at point {where} (sample, point)")
-    return mask
+    if radius is not None and fill is not None:
+        raise ValueError("expected a radius or a fill fraction, got both")
+    if isinstance(radius, int | float) and not 0.0 < radius < float("inf"):
+        raise ValueError(f"expected a positive radius, got {radius}")
+    if fill is not None and not 0.0 < fill <= 1.0:
+        raise ValueError(f"expected a fill fraction above 0 and up to 1, got {fill}")
+    limited = radius is not None or fill is not None
+    if at_random and not limited:
+        raise ValueError("a random choice of neighbours is from a ball: give a radius or a fill fraction")
+    if limited and isinstance(lift, FrameLift) and lift.structure.dilation and lift.structure.translations:
+        raise ValueError(f"{group!r} dilates lengths: use num_neighbors alone, which no dilation changes")
+    if limited and isinstance(lift, ElementLift) and lift.searched_on_group and at_random:
+        raise ValueError(f"{group!r} has no Euclidean distance to draw from a ball by; leave at_random out")
+    if fill is not None and isinstance(lift, ElementLift) and lift.searched_on_group:
+        raise ValueError(f"{group!r} has no Euclidean distance to measure a fill fraction by; give a radius")
+    if cell is not None:
+        if not group.isometric:
+            raise ValueError(f"a periodic cell needs a group that preserves lengths, got {group!r}")
+        structure = lift.structure if isinstance(lift, FrameLift) else _structure(group)
+        if structure is not None and structure.rotations and not structure.moves_plane:
+            raise ValueError(f"{group!r} turns about one fixed centre, which a periodic cell does not have")
+        if at_random:
+            raise ValueError("neighbours in a periodic cell are the nearest; leave at_random out")
+
+
+def check_quadrature(quadrature: Tensor, cloud: Cloud) -> Tensor:
+    """The weights of the points, flat; raises where they do not fit."""
+    expected = cloud.shape if cloud.shape is not None else (len(cloud.coords),)
+    if tuple(quadrature.shape) != tuple(expected):
+        raise ValueError(f"expected quadrature weights of shape {tuple(expected)}, got {tuple(quadrature.shape)}")
+    quadrature = quadrature.flatten().to(cloud.coords)
+    if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+        valid = quadrature.detach()[cloud.mask]
+        if not bool((torch.isfinite(valid) & (valid >= 0)).all()):
+            raise ValueError("expected quadrature weights that are finite and not negative")
+    return torch.where(cloud.mask, quadrature, torch.zeros_like(quadrature))

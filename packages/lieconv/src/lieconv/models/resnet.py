@@ -2,38 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from lie.groups import LieGroup
 from torch import Tensor, nn
 
-from lieconv.geometry import build_geometry
-from lieconv.geometry.geometry import Lift, check_points, has_soft_lift
-from lieconv.nn.blocks import BottleneckBlock, masked_mean
-from lieconv.nn.conv import LieConv, check_values
-from lieconv.nn.norm import MaskedBatchNorm
+from lieconv.geometry import Geometry, farthest_points
+from lieconv.geometry.geometry import lifted_elements
+from lieconv.geometry.lifts import Coordinates, ElementLift, LiftName
+from lieconv.nn.blocks import BottleneckBlock, pool
+from lieconv.nn.conv import LieConv
+from lieconv.nn.layout import check_values, laid_out, rows_of
+from lieconv.nn.neighbourhood import Neighbourhood
+from lieconv.nn.norm import make_norm
+from lieconv.nn.vectors import VectorReadout
+
+
+@dataclass(frozen=True)
+class _Level:
+    """The points of one resolution."""
+
+    coords: Tensor
+    mask: Tensor | None
+    batch: Tensor | None
+    quadrature: Tensor | None
+    features: Tensor | None
+    elements: tuple[Tensor, Tensor] | None
 
 
 class LieResNet(nn.Module):
     """A residual network on point sets that is invariant (pooled) or equivariant (per point) to ``group``.
 
-    Call it as ``net(coords, values, mask)`` with coords (B, N, d), values (B, N, in_channels), mask bool (B, N).
+    Call it as ``net(coords, values, mask)`` with coords (B, N, d), values (B, N, in_channels), mask bool (B, N); or
+    with ragged points (P, d), values (P, in_channels) and ``batch`` (P,). Coordinates (1, N, d) beside values (B, N, C)
+    are shared by all samples, as of images: their geometry is computed once.
 
     Args:
         in_channels, out_channels: features a point in, and out (of the whole set where pooled).
         group: a group of `lie.groups` or your own.
         lift: ``"exact"`` (default): invariant up to rounding, deterministic. ``"sampled"``: the paper's
             random lifts, invariant in expectation; in evaluation they are drawn from a fixed seed.
+        coordinates: what the kernel sees of a pair; see `lieconv.build_geometry`.
         num_samples: elements a point, for the sampled lift.
         channels: width between the blocks.
         num_layers: number of blocks.
-        num_neighbors: neighbours a point, itself included.
+        num_neighbors: neighbours a point at most, itself included.
+        radius, fill: limits of the neighbourhoods; see `lieconv.nn.Neighbourhood`.
         bottleneck: divisor of the width inside the blocks.
-        pool: mean over the points before the head, (B, out); False gives (B, N, out).
-        generator: randomness of sampled lifts while training; None is torch's own.
+        norm: ``"batch"`` (over all valid points) or ``"layer"`` (of each point).
+        downsample: which fraction of its points each block keeps, by farthest-point sampling: one number, or one for
+            each block; 1 keeps all.
+        pool: mean over the points before the head, (B, out); False gives (B, N, out), or the points that are left.
+        out_vectors: vectors besides the scalars, which turn with the points; the output is then a pair
+            ``(scalars, vectors)``, vectors (B, out_vectors, d) pooled or (B, N, out_vectors, d).
+        generator: randomness while training (sampled lifts, balls, the start of the sampling); None is torch's own.
 
-    Laws (exact lift): ``net(g coords, values, mask) == net(coords, values, mask)`` for every g of the
-    group; the order of the points and padding change nothing.
+    Raises:
+        ValueError: for numbers below 1, fractions outside of (0, 1], or what `lieconv.build_geometry` refuses.
+
+    Laws (exact lift): ``net(g coords, values, mask) == net(coords, values, mask)`` for every g of the group, and
+    vectors turn as the points do; the order of the points, padding and batch mates change nothing.
 
     Source: Finzi et al. 2020 (LieConv), arXiv 2002.12880, section on the network architecture. The exact lift
     and the convolution in the stem are ours.
@@ -50,13 +82,19 @@ class LieResNet(nn.Module):
         out_channels: int,
         *,
         group: LieGroup,
-        lift: Lift = "exact",
+        lift: LiftName = "exact",
+        coordinates: Coordinates = "auto",
         num_samples: int = 1,
         channels: int = 128,
         num_layers: int = 6,
         num_neighbors: int = 32,
+        radius: float | None = None,
+        fill: float | None = None,
         bottleneck: int = 4,
+        norm: str = "batch",
+        downsample: float | Sequence[float] = 1.0,
         pool: bool = True,
+        out_vectors: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -65,59 +103,134 @@ class LieResNet(nn.Module):
             ("out_channels", out_channels),
             ("channels", channels),
             ("num_layers", num_layers),
-            ("num_neighbors", num_neighbors),
             ("bottleneck", bottleneck),
         ):
             if value < 1:
                 raise ValueError(f"expected {name} of at least 1, got {value}")
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.group, self.num_samples = group, num_samples
-        self.lift: Lift = lift
-        self.num_neighbors, self.pool, self.generator = num_neighbors, pool, generator
-        self.frame_features = nn.Linear(in_channels, 2) if lift == "exact" and has_soft_lift(group) else None
+        if out_vectors < 0:
+            raise ValueError(f"expected out_vectors of at least 0, got {out_vectors}")
+        fractions = [downsample] * num_layers if isinstance(downsample, int | float) else list(downsample)
+        if len(fractions) != num_layers or not all(0.0 < fraction <= 1.0 for fraction in fractions):
+            raise ValueError(
+                f"expected downsample as a fraction in (0, 1], or one for each of {num_layers} blocks, got {downsample}"
+            )
+        self.in_channels, self.out_channels, self.channels = in_channels, out_channels, channels
+        self.group, self.lift, self.num_samples, self.fractions = group, lift, num_samples, fractions
+        self.pool, self.out_vectors, self.num_neighbors = pool, out_vectors, num_neighbors
+        levels = 1 + sum(fraction < 1.0 for fraction in fractions)
+        self.neighbourhoods = nn.ModuleList(
+            Neighbourhood(
+                group, num_neighbors=num_neighbors, radius=radius, fill=fill, lift=lift, coordinates=coordinates,
+                num_samples=num_samples, generator=generator,
+            )
+            for _ in range(levels)
+        )  # fmt: skip
+        uses = self.neighbourhoods[0].uses_features
+        self.frame_features = nn.Linear(in_channels, 2) if uses else None
         self.embed = nn.Linear(in_channels, channels)
+        layer: dict[str, Any] = {"group": group, "lift": lift, "coordinates": coordinates, "standardise": True}
         # Where the values are the same everywhere (bare points), a linear map alone would hand the first
         # normalisation features without variance: the convolution reads the shape of the neighbourhoods first.
-        self.stem = LieConv(in_channels, channels, group=group, num_neighbors=num_neighbors, lift=lift)
+        self.stem = LieConv(in_channels, channels, **layer)
         self.blocks = nn.ModuleList(
-            BottleneckBlock(channels, group=group, num_neighbors=num_neighbors, lift=lift, bottleneck=bottleneck)
-            for _ in range(num_layers)
+            BottleneckBlock(channels, bottleneck=bottleneck, norm=norm, **layer) for _ in range(num_layers)
         )
-        self.norm = MaskedBatchNorm(channels)
+        self.norm = make_norm(norm, channels)
         self.head = nn.Linear(channels, out_channels)
+        self.readout = VectorReadout(channels, out_vectors, **layer) if out_vectors else None
+
+    @property
+    def generator(self) -> torch.Generator | None:
+        """The randomness of training."""
+        return self.neighbourhoods[0].generator  # type: ignore[return-value]
 
     def forward(
         self,
-        coords: Float[Tensor, "B N d"],
-        values: Float[Tensor, "B N c"],
-        mask: Bool[Tensor, "B N"] | None = None,
-    ) -> Float[Tensor, "B out"] | Float[Tensor, "B N out"]:
-        """The network's output for a batch of point sets."""
-        mask = check_points(self.group, coords, mask, self.num_neighbors, self.lift, self.num_samples)
+        coords: Float[Tensor, "*points d"],
+        values: Float[Tensor, "*points c"],
+        mask: Bool[Tensor, "*points"] | None = None,
+        *,
+        batch: Tensor | None = None,
+        cell: Tensor | None = None,
+        quadrature: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The network's output; ``cell`` and ``quadrature`` are those of `lieconv.build_geometry`."""
         check_values(coords, values, self.in_channels)
-        values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
-        geometry = build_geometry(
-            self.group,
-            coords,
-            mask,
-            num_neighbors=self.num_neighbors,
-            lift=self.lift,
-            num_samples=self.num_samples,
-            frame_features=None if self.frame_features is None else self.frame_features(values),
-            generator=self._generator(coords.device),
-        )
-        values = geometry.spread(values)
-        x = self.embed(values) + self.stem(geometry, values)
-        for block in self.blocks:
-            x = block(geometry, x)
+        if mask is not None and mask.shape == coords.shape[:-1] and mask.dtype == torch.bool:
+            values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
+        features = None if self.frame_features is None else self.frame_features(values)
+        level = _Level(coords, mask, batch, quadrature, features, self._elements(coords, mask))
+        geometry = self._geometry(0, level, cell)
+        rows = rows_of(geometry, geometry.spread(values), self.in_channels)  # (S, P, c)
+        x = self.embed(rows) + self.stem.from_rows(geometry, rows)
+        depth = 0
+        for block, fraction in zip(self.blocks, self.fractions, strict=True):
+            if fraction < 1.0:
+                there, level = self._coarser(depth, level, fraction, cell)
+                depth += 1
+                x = block.from_rows(there, x)  # type: ignore[operator]
+                geometry = self._geometry(depth, level, cell)
+            else:
+                x = block.from_rows(geometry, x)  # type: ignore[operator]
         x = nn.functional.silu(self.norm(x, geometry.mask))
-        if self.pool:
-            return self.head(masked_mean(x, geometry.mask))
-        return self.head(geometry.gather_samples(x)).masked_fill(
-            ~geometry.mask[:, :: self.num_samples].unsqueeze(-1), 0.0
-        )
+        return self._outputs(geometry, x)
 
-    def _generator(self, device: torch.device) -> torch.Generator | None:
-        if self.lift == "exact" or self.training:
-            return self.generator
-        return torch.Generator(device).manual_seed(0)
+    def _outputs(self, geometry: Geometry, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        vectors = None if self.readout is None else self._vectors(geometry, x)
+        if self.pool:
+            out = self.head(pool(geometry, x))
+        else:
+            mask = geometry.mask[:: self.num_samples].unsqueeze(-1)
+            out = self.head(geometry.gather_samples(x)).masked_fill(~mask, 0.0)
+            out = laid_out(geometry, out, per_point=True)
+        return out if vectors is None else (out, vectors)
+
+    def _vectors(self, geometry: Geometry, x: Tensor) -> Tensor:
+        assert self.readout is not None
+        y = self.readout.from_rows(geometry, x)  # (S, M, V, d)
+        shape = y.shape[-2:]
+        if self.pool:
+            return pool(geometry, y.flatten(-2)).unflatten(-1, shape)
+        y = laid_out(geometry, geometry.gather_samples(y.flatten(-2)), per_point=True)
+        return y.unflatten(-1, shape)
+
+    def _geometry(self, depth: int, level: _Level, cell: Tensor | None, **more: Any) -> Geometry:
+        return self.neighbourhoods[depth](
+            level.coords, level.mask, batch=level.batch, cell=cell, quadrature=level.quadrature,
+            frame_features=level.features, elements=level.elements, **more,
+        )  # fmt: skip
+
+    def _coarser(self, depth: int, level: _Level, fraction: float, cell: Tensor | None) -> tuple[Geometry, _Level]:
+        """The geometry from a level to its well spread points, and these as a level."""
+        at_random = self.training
+        index, shape, kept = farthest_points(
+            self.group, level.coords, level.mask, batch=level.batch, fraction=fraction, at_random=at_random,
+            generator=self.generator,
+        )  # fmt: skip
+        geometry = self._geometry(depth, level, cell, targets=index, target_shape=shape, target_mask=kept)
+        d = level.coords.shape[-1]
+        coords = level.coords.reshape(-1, d)[index].view(*shape, d)
+        points = level.mask.reshape(-1)[index] & kept if level.mask is not None else kept
+        quadrature = None if level.quadrature is None else level.quadrature.reshape(-1)[index].view(shape)
+        features = level.features
+        if features is not None:
+            rows = features.reshape(-1, len(level.coords.reshape(-1, d)), 2)  # (S, P, 2)
+            features = rows[:, index]
+            features = features.reshape(*shape, 2) if len(rows) == 1 else features
+        elements = level.elements
+        if elements is not None:
+            every = (
+                index.unsqueeze(1) * self.num_samples + torch.arange(self.num_samples, device=index.device)
+            ).flatten()
+            elements = elements[0][every], elements[1][every]
+        return geometry, _Level(coords, points.view(shape), None, quadrature, features, elements)
+
+    def _elements(self, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """The group elements of the points, drawn once and kept at every resolution."""
+        first: Neighbourhood = self.neighbourhoods[0]  # type: ignore[assignment]
+        if not isinstance(first.made, ElementLift) or coords.ndim < 2 or not coords.is_floating_point():
+            return None
+        if self.group.point_dim not in (None, coords.shape[-1]):
+            return None  # the geometry says what is wrong
+        mask = mask if mask is not None and mask.shape == coords.shape[:-1] else None
+        return lifted_elements(self.group, coords, mask, self.num_samples, first.random(coords.device))

@@ -1,7 +1,20 @@
 """From neighbourhoods to features; knows no data set."""
 
-from lieconv.nn.blocks import BottleneckBlock, masked_mean
+from lieconv.nn.blocks import BottleneckBlock, masked_mean, pool
 from lieconv.nn.conv import LieConv
-from lieconv.nn.norm import MaskedBatchNorm
+from lieconv.nn.kernel import KernelNetwork
+from lieconv.nn.neighbourhood import Neighbourhood
+from lieconv.nn.norm import MaskedBatchNorm, PointLayerNorm
+from lieconv.nn.vectors import VectorReadout
 
-__all__ = ["BottleneckBlock", "LieConv", "MaskedBatchNorm", "masked_mean"]
+__all__ = [
+    "BottleneckBlock",
+    "KernelNetwork",
+    "LieConv",
+    "MaskedBatchNorm",
+    "Neighbourhood",
+    "PointLayerNorm",
+    "VectorReadout",
+    "masked_mean",
+    "pool",
+]

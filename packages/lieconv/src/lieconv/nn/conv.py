@@ -11,32 +11,57 @@ PointConv factorisation. The window weights w replace the paper's random choice 
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from jaxtyping import Bool, Float
 from lie.groups import LieGroup
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from lieconv.geometry import Geometry, build_geometry, kernel_dim
-from lieconv.geometry.geometry import Lift
+from lieconv.geometry import Geometry, kernel_dim
+from lieconv.geometry.lifts import Coordinates, LiftName
 from lieconv.geometry.neighbours import gather
+from lieconv.nn.kernel import KernelNetwork
+from lieconv.nn.layout import check_values, laid_out, rows_of
+from lieconv.nn.neighbourhood import Neighbourhood
+
+_PAIRS = 1 << 18  # pairs whose features are held at once; beyond, backward computes them again
 
 
 class LieConv(nn.Module):
     """Convolution equivariant to ``group``, from ``in_channels`` to ``out_channels`` features a point.
 
-    Call it as ``layer(coords, values, mask)`` with coords (B, N, d), values (B, N, in_channels) and a boolean mask
-    (B, N), or with a `Geometry` in place of coords to share the neighbourhoods with other layers.
+    Call it as ``layer(coords, values, mask)`` with coords (B, N, d), values (B, N, in_channels) and a boolean mask (B,
+    N), or with a `Geometry` in place of coords to share the neighbourhoods with other layers. Coordinates (1, N, d)
+    beside values (B, N, in_channels) are shared by all samples, as of images: the geometry is then that of one. Further
+    arguments are those of `lieconv.build_geometry`: ``batch`` for ragged batches, ``cell``, ``queries``,
+    ``quadrature``.
 
     Args:
         in_channels, out_channels: features a point.
         group: a group of `lie.groups` or your own.
-        num_neighbors: neighbours a point, itself included.
+        num_neighbors: neighbours a point at most, itself included.
+        radius, fill: limits of the neighbourhoods; see `lieconv.nn.Neighbourhood`.
         lift: ``"exact"`` or the paper's ``"sampled"``; see `lieconv.geometry.build_geometry`.
+        coordinates: what the kernel sees of a pair: ``"invariants"``, ``"log"`` or ``"entries"``; ``"auto"`` chooses.
         num_samples: group elements a point, for the sampled lift.
         hidden: width of the kernel network (the paper's 32).
         basis: number of kernel functions phi_m (the paper's 16).
+        standardise: keep and use running statistics of the kernel coordinates (`lieconv.nn.KernelNetwork`), as the
+            layers of `LieResNet` do; a training step then depends on the batch.
+        generator: randomness while training; None is torch's own.
+
+    Raises:
+        ValueError: for numbers below 1, or what `lieconv.build_geometry` refuses.
 
     Law: with the exact lift ``layer(g coords, values, mask) == layer(coords, values, mask)`` for every g of
     the group: each output is a scalar that stays with its point.
+
+    >>> import lie, torch
+    >>> layer = LieConv(3, 8, group=lie.SE3(), num_neighbors=8)
+    >>> layer(torch.randn(2, 20, 3), torch.randn(2, 20, 3)).shape
+    torch.Size([2, 20, 8])
     """
 
     def __init__(
@@ -46,67 +71,91 @@ class LieConv(nn.Module):
         *,
         group: LieGroup,
         num_neighbors: int = 32,
-        lift: Lift = "exact",
+        radius: float | None = None,
+        fill: float | None = None,
+        lift: LiftName = "exact",
+        coordinates: Coordinates = "auto",
         num_samples: int = 1,
         hidden: int = 32,
         basis: int = 16,
+        standardise: bool = False,
+        generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
         for name, value in (
             ("in_channels", in_channels),
             ("out_channels", out_channels),
-            ("num_neighbors", num_neighbors),
             ("hidden", hidden),
             ("basis", basis),
         ):
             if value < 1:
                 raise ValueError(f"expected {name} of at least 1, got {value}")
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.group, self.num_neighbors, self.num_samples = group, num_neighbors, num_samples
-        self.lift: Lift = lift
-        self.kernel = nn.Sequential(
-            nn.Linear(kernel_dim(group, lift), hidden), nn.SiLU(),
-            nn.Linear(hidden, hidden), nn.SiLU(),
-            nn.Linear(hidden, basis),
+        self.in_channels, self.out_channels, self.group = in_channels, out_channels, group
+        self.neighbourhood = Neighbourhood(
+            group, num_neighbors=num_neighbors, radius=radius, fill=fill, lift=lift, coordinates=coordinates,
+            num_samples=num_samples, generator=generator,
         )  # fmt: skip
+        self.kernel = KernelNetwork(kernel_dim(group, lift, coordinates), basis, hidden=hidden, standardise=standardise)
         self.linear = nn.Linear(basis * in_channels, out_channels)
 
     def extra_repr(self) -> str:
         """The line shown by ``print``."""
-        return (
-            f"{self.in_channels}, {self.out_channels}, group={self.group!r}, "
-            f"num_neighbors={self.num_neighbors}, lift={self.lift!r}"
-        )
+        return f"{self.in_channels}, {self.out_channels}"
 
     def forward(
         self,
-        coords: Float[Tensor, "B N d"] | Geometry,
-        values: Float[Tensor, "B N c"],
-        mask: Bool[Tensor, "B N"] | None = None,
-    ) -> Float[Tensor, "B N out"]:
+        coords: Float[Tensor, "*points d"] | Geometry,
+        values: Float[Tensor, "*points c"],
+        mask: Bool[Tensor, "*points"] | None = None,
+        **options: Any,
+    ) -> Float[Tensor, "*points out"]:
         """Convolve; padded points come out as zero."""
         if isinstance(coords, Geometry):
             return self._convolve(coords, values)
-        geometry = build_geometry(
-            self.group, coords, mask,
-            num_neighbors=self.num_neighbors, lift=self.lift, num_samples=self.num_samples,
-        )  # fmt: skip
         check_values(coords, values, self.in_channels)
-        return geometry.gather_samples(self._convolve(geometry, geometry.spread(values)))
+        geometry = self.neighbourhood(coords, mask, **options)
+        if geometry.num_samples == 1:
+            return self._convolve(geometry, values)
+        spread = rows_of(geometry, geometry.spread(values), self.in_channels)
+        return laid_out(geometry, geometry.gather_samples(self.from_rows(geometry, spread)), per_point=True)
 
     def _convolve(self, geometry: Geometry, values: Tensor) -> Tensor:
-        phi = self.kernel(geometry.kernel_coords) * geometry.weights.unsqueeze(-1)  # (B, N, k, basis)
-        neighbours = gather(values, geometry.indices)  # (B, N, k, c)
-        features = (phi.mT @ neighbours).flatten(-2)  # (B, N, basis * c)
-        out = self.linear(features)
+        return laid_out(geometry, self.from_rows(geometry, rows_of(geometry, values, self.in_channels)))
+
+    def from_rows(self, geometry: Geometry, values: Float[Tensor, "S P c"]) -> Float[Tensor, "S M out"]:
+        """The convolution of copies of the sources, all with the geometry of one."""
+        S, P, C = values.shape  # noqa: N806
+        wide = values.transpose(0, 1).reshape(P, S * C)
+        matrices = self.kernel.matrices(geometry)
+        M, k = geometry.indices.shape  # noqa: N806
+        pairs = geometry.kernel_coords, geometry.weights, geometry.indices
+        if M * k <= _PAIRS or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            out = self._block(*pairs, wide, S, matrices)
+        else:
+            rows = max(1, _PAIRS // k)
+            blocks = zip(*(x.split(rows) for x in pairs), strict=True)
+            out = torch.cat([self._kept_small(*block, wide, S, matrices) for block in blocks], dim=1)
         return out.masked_fill(~geometry.mask.unsqueeze(-1), 0.0)
 
+    def _kept_small(self, *arguments: Any) -> Tensor:
+        """`_block`, computed again in backward."""
+        if not torch.is_grad_enabled():
+            return self._block(*arguments)
+        return checkpoint(self._block, *arguments, use_reentrant=False)  # type: ignore[return-value]
 
-def check_values(coords: Tensor, values: Tensor, channels: int) -> None:
-    """Raise where ``values`` do not fit the points or the layer."""
-    if values.shape != (*coords.shape[:2], channels):
-        raise ValueError(
-            f"expected values of shape {(*coords.shape[:2], channels)} (B, N, channels), got {tuple(values.shape)}"
-        )
-    if values.dtype != coords.dtype:
-        raise TypeError(f"expected values and points of one dtype, got {values.dtype} and {coords.dtype}")
+    def _block(
+        self,
+        kernel_coords: Tensor,
+        weights: Tensor,
+        indices: Tensor,
+        wide: Tensor,
+        copies: int,
+        matrices: tuple[Tensor, Tensor],
+    ) -> Float[Tensor, "S M out"]:
+        phi = self.kernel(kernel_coords.to(wide.dtype), matrices)  # (M, k, basis)
+        phi = phi * weights.unsqueeze(-1).to(phi.dtype)
+        features = phi.mT @ gather(wide, indices).to(phi.dtype)  # (M, basis, S * c)
+        if copies == 1:
+            return self.linear(features.flatten(1)).unsqueeze(0)
+        features = features.unflatten(-1, (copies, -1)).permute(2, 0, 1, 3)  # (S, M, basis, c)
+        return self.linear(features.flatten(-2))

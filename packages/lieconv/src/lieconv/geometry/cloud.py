@@ -1,0 +1,159 @@
+"""The points of a batch, one after the other, whatever the batch looked like: padded, ragged or shared.
+
+Inside, every tensor has one axis for the points of all samples together, so that a layer never asks where a sample
+ends; neighbour searches and pools do, by the sample's number.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from lie.groups import LieGroup
+from torch import Tensor
+from torch._C import _functorch as functorch  # type: ignore[attr-defined]
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """The P points of a batch.
+
+    Fields:
+        coords: points, (P, d); zero where invalid.
+        mask: which are valid, (P,).
+        sample: to which of the samples each belongs, (P,).
+        count: how many samples.
+        shape: (B, N) of a padded batch, None of a ragged one.
+        cell: rows are the vectors of a periodic cell, (count, d, d); None where nothing repeats.
+    """
+
+    coords: Float[Tensor, "P d"]
+    mask: Bool[Tensor, " P"]
+    sample: Int[Tensor, " P"]
+    count: int
+    shape: tuple[int, int] | None
+    cell: Float[Tensor, "B d d"] | None = None
+
+    def flat(self, values: Tensor) -> Tensor:
+        """Values of the points as given, (B, N, C) or (P, C), as (P, C)."""
+        return values.flatten(0, 1) if self.shape is not None else values
+
+    def as_given(self, values: Tensor) -> Tensor:
+        """Values (P, C) in the layout of the batch."""
+        return values.unflatten(0, self.shape) if self.shape is not None else values
+
+
+def cloud_of(
+    group: LieGroup,
+    coords: Tensor,
+    mask: Tensor | None = None,
+    *,
+    batch: Tensor | None = None,
+    cell: Tensor | None = None,
+    name: str = "points",
+) -> Cloud:
+    """Check a batch of points and lay it out flat.
+
+    Args:
+        group: the group that acts on the points.
+        coords: (B, N, d), or (P, d) with ``batch``.
+        mask: valid points, bool, of the shape of the points; None means all.
+        batch: to which sample each of P points belongs, integers from 0 that do not fall, (P,).
+        cell: vectors of a periodic cell as rows, (d, d) or (B, d, d); a zero row for a direction that does not repeat.
+        name: what an error calls the points.
+
+    Raises:
+        ValueError: for wrong shapes or dimensions, non-finite valid coordinates, a flat or non-finite cell, sample
+            numbers that fall or are negative.
+        TypeError: for coordinates that are not floating-point, a mask that is not boolean, numbers that are not
+            integers.
+    """
+    if not isinstance(coords, Tensor) or not coords.is_floating_point():
+        got = coords.dtype if isinstance(coords, Tensor) else type(coords).__name__
+        raise TypeError(f"expected floating-point {name}, got {got}; use coords.float()")
+    wanted = "(B, N, d)" if batch is None else "(P, d) with batch"
+    if coords.ndim != (3 if batch is None else 2):
+        remedy = "add a batch axis in front, or give batch" if coords.ndim == 2 else "reshape it"
+        raise ValueError(f"expected {name} of shape {wanted}, got {tuple(coords.shape)}; {remedy}")
+    d = coords.shape[-1]
+    if group.point_dim is not None and d != group.point_dim:
+        raise ValueError(
+            f"expected {name} of dimension {group.point_dim} for {group!r}, got shape {tuple(coords.shape)}; "
+            "choose a group that acts on your points"
+        )
+    if mask is None:
+        mask = torch.ones(coords.shape[:-1], dtype=torch.bool, device=coords.device)
+    if mask.dtype != torch.bool:
+        raise TypeError(f"expected a boolean mask, got {mask.dtype}; use mask.bool()")
+    if mask.shape != coords.shape[:-1]:
+        raise ValueError(f"expected a mask of shape {tuple(coords.shape[:-1])}, got {tuple(mask.shape)}")
+    if mask.device != coords.device:
+        raise ValueError(f"expected the mask on {coords.device}, where the {name} are, got {mask.device}")
+    _check_finite(coords, mask, name)
+    # Padding may hold anything; from here on it is zero, so that no NaN of it reaches a gradient.
+    coords = torch.where(mask.unsqueeze(-1), coords, torch.zeros_like(coords))
+    if batch is None:
+        B, N = coords.shape[:2]  # noqa: N806
+        sample = torch.arange(B, device=coords.device).unsqueeze(1).expand(B, N).flatten()
+        return Cloud(coords.flatten(0, 1), mask.flatten(), sample, B, (B, N), _check_cell(cell, B, coords))
+    count = _check_batch(batch, coords)
+    return Cloud(coords, mask, batch.long(), count, None, _check_cell(cell, count, coords))
+
+
+def _check_finite(coords: Tensor, mask: Tensor, name: str) -> None:
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+        return  # a test of values would break the graph
+    finite = torch.isfinite(coords.detach()).all(-1) | ~mask
+    if not bool(finite.all()):
+        place = (~finite).nonzero()[0].tolist()
+        where = tuple(place) if len(place) > 1 else place[0]
+        axes = "(sample, point)" if coords.ndim == 3 else "(point)"
+        raise ValueError(f"expected finite {name}, got NaN or infinity at point {where} {axes}; mask padding out")
+
+
+def _check_batch(batch: Tensor, coords: Tensor) -> int:
+    if batch.is_floating_point() or batch.dtype == torch.bool:
+        raise TypeError(f"expected integer sample numbers in batch, got {batch.dtype}")
+    if batch.shape != coords.shape[:1]:
+        raise ValueError(f"expected batch of shape {tuple(coords.shape[:1])}, got {tuple(batch.shape)}")
+    if batch.numel() == 0:
+        return 0
+    if bool((batch.diff() < 0).any()) or int(batch[0]) < 0:
+        raise ValueError("expected sample numbers from 0 up that do not fall; sort the points by sample")
+    return int(batch[-1]) + 1
+
+
+def _check_cell(cell: Tensor | None, count: int, coords: Tensor) -> Tensor | None:
+    if cell is None:
+        return None
+    d = coords.shape[-1]
+    if cell.shape not in ((d, d), (count, d, d)):
+        raise ValueError(f"expected a cell of shape ({d}, {d}) or ({count}, {d}, {d}), got {tuple(cell.shape)}")
+    cell = cell.to(coords).expand(count, d, d)
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
+        return cell
+    rows = cell.detach().double()
+    periodic = rows.norm(dim=-1) > 0
+    if not bool(torch.isfinite(rows).all()):
+        raise ValueError("expected a finite periodic cell, got NaN or infinity")
+    scale = torch.where(periodic, rows.norm(dim=-1), torch.ones_like(periodic, dtype=rows.dtype))
+    gram = (rows / scale.unsqueeze(-1)) @ (rows / scale.unsqueeze(-1)).mT + torch.diag_embed((~periodic).double())
+    if bool((torch.linalg.det(gram) < 1e-8).any()):
+        raise ValueError("expected independent cell vectors (zero rows where nothing repeats), got a flat cell")
+    return cell
+
+
+def plain_values(x: Tensor) -> Tensor | None:
+    """The numbers of a tensor inside of torch.func's gradient transforms; None where there are none to be had.
+
+    Under vmap a tensor stands for many, and under a compiler for none yet.
+    """
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return None
+    x = x.detach()
+    while functorch.is_functorch_wrapped_tensor(x):
+        if functorch.is_batchedtensor(x):
+            return None
+        x = functorch.get_unwrapped(x)
+    return x.detach()

@@ -1,0 +1,326 @@
+r"""From points to kernel coordinates: what a pair of points looks like from the group.
+
+A lift says in which space neighbours are sought, how far two of them are apart, and by which numbers the kernel sees
+the pair. Four kinds, all giving numbers that do not change when the group moves the points:
+
+- `FrameLift`, exact, for actions made of translations, turns and dilations (`lie.groups.AffineStructure`): the entries
+  of the relative element :math:`v_j^{-1} u_i` with soft local frames where turns keep a point, lengths in units of what
+  dilates with the points, and what names the orbits. Smooth, also at the identity and at half turns.
+- `AxesLift`, exact, for positive scalings of the two axes (RxSQ), on the axes and at the origin too.
+- `ElementLift`, exact where only the identity keeps a point: the relative element itself, by its logarithm or by its
+  entries. For any group, by elements drawn at random from each point's coset: the paper's sampled lift, equivariant in
+  expectation.
+
+Source: Finzi et al. 2020 (LieConv), arXiv 2002.12880, sections on lifting and on the kernel through the algebra.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from lie.groups import AffineStructure, LieGroup, RxSQ, Trivial, affine_structure
+from torch import Tensor
+
+from lieconv.geometry.cloud import Cloud
+
+LiftName = Literal["exact", "sampled"]
+Coordinates = Literal["auto", "log", "entries", "invariants"]
+
+
+class AnyLift(ABC):
+    """How points become elements and pairs become numbers."""
+
+    dim: int
+    """Number of kernel coordinates of a pair."""
+
+    @abstractmethod
+    def embedding(self, cloud: Cloud) -> Float[Tensor, "P e"]:
+        """Points of a Euclidean space whose distances order the neighbours."""
+
+    @abstractmethod
+    def squared(self, here: Tensor, there: Tensor, offsets: Tensor) -> Float[Tensor, "M k"]:
+        """Squared distances of the pairs of the embedded points ``here`` (M, 1, e) and ``there`` (M, k, e)."""
+
+
+@dataclass(frozen=True)
+class FrameLift(AnyLift):
+    """The exact lift by soft frames and invariants of a group with an affine structure."""
+
+    structure: AffineStructure
+
+    @property
+    def about_centre(self) -> bool:
+        """Whether the group dilates, and no translation moves the centre."""
+        return self.structure.dilation and not self.structure.translations
+
+    @property
+    def dim(self) -> int:  # type: ignore[override]
+        """Entries of the relative element, orbit ids of both points, and the squared distance."""
+        parts = self.structure
+        if self.about_centre:
+            return 3 if parts.rotations else 2 * parts.d + 1
+        turning = {0: 0, 1: 2, 3: 9}[parts.rotations]
+        radii = 2 if parts.rotations and not parts.moves_plane else 0
+        return turning + len(parts.translations) + radii + 2 * len(parts.fixed) + 1 + int(parts.dilation)
+
+    def embedding(self, cloud: Cloud) -> Float[Tensor, "P e"]:
+        """The points; about a fixed centre of dilations the logarithm of the distance from it, and the direction."""
+        if not self.about_centre:
+            return cloud.coords
+        squared = cloud.coords.square().sum(-1, keepdim=True)
+        zero = squared == 0
+        safe = torch.where(zero, torch.ones_like(squared), squared)
+        direction = torch.where(zero, torch.zeros_like(cloud.coords), cloud.coords / safe.sqrt())
+        return torch.cat([0.5 * safe.log(), direction, _FAR * zero.to(safe.dtype)], dim=-1)
+
+    def squared(self, here: Tensor, there: Tensor, offsets: Tensor) -> Float[Tensor, "M k"]:
+        """Squared lengths of the offsets, or of the differences of the embedded points."""
+        return _apart(here, there, 1) if self.about_centre else offsets.square().sum(-1)
+
+    def pairs(
+        self,
+        here: Tensor,
+        there: Tensor,
+        offsets: Tensor,
+        squared: Tensor,
+        frames: tuple[Tensor, Tensor] | None,
+        sizes: tuple[Tensor, Tensor] | None,
+    ) -> Float[Tensor, "M k c"]:
+        """Kernel coordinates.
+
+        Args:
+            here, there: the points (M, 1, d) and their neighbours (M, k, d).
+            offsets: neighbour minus point under the minimum image, (M, k, d).
+            squared: their squared distances, (M, k).
+            frames: soft frames of the points (M, 1, r, r) and of the neighbours (M, k, r, r).
+            sizes: where the group dilates, radii of the neighbourhoods of both, (M, 1, 1) and (M, k, 1): lengths that
+                dilate with the points.
+        """
+        parts = self.structure
+        if self.about_centre:
+            return _about_centre(parts, here, there)
+        turned, moved = [], [-offsets]
+        W = _rows(parts.translations, offsets)  # noqa: N806
+        if frames is not None:
+            inverse = frames[1].mT
+            relative = inverse @ frames[0]  # (M, k, r, r)
+            turned = [relative[..., 0] if parts.rotations == 1 else relative.flatten(-2)]
+            if parts.moves_plane:
+                plane = _rows(parts.plane, offsets)  # (r, d)
+                across = (inverse @ (offsets @ plane.mT).unsqueeze(-1)).squeeze(-1)
+                rest = _difference(W, plane)
+                moved = [-across, -(offsets @ rest.mT)]
+            else:
+                moved = [-(offsets @ W.mT)]
+        elif len(W) < parts.d:
+            moved = [-(offsets @ W.mT)]
+        distance = squared.unsqueeze(-1)
+        if sizes is not None:
+            moved = [part / sizes[1] for part in moved]
+            ratio = (sizes[0] / sizes[1]).log()
+            distance = torch.cat([ratio, distance / (sizes[0] * sizes[1])], dim=-1)
+        k = offsets.shape[1]
+        fixed = _rows(parts.fixed, offsets)
+        if parts.rotations and not parts.moves_plane:
+            plane = _rows(parts.plane, offsets)
+            moved += [_length(here @ plane.mT).expand(-1, k, -1), _length(there @ plane.mT)]
+        moved += [(here @ fixed.mT).expand(-1, k, -1), there @ fixed.mT]
+        return torch.cat([*turned, *moved, distance], dim=-1)
+
+
+@dataclass(frozen=True)
+class ElementLift(AnyLift):
+    """Group elements of the points: the one there is, or ``num_samples`` drawn at random from each coset."""
+
+    group: LieGroup
+    log: bool
+    """Whether the kernel sees the logarithm of the relative element, or its entries."""
+    num_samples: int = 1
+
+    @property
+    def dim(self) -> int:  # type: ignore[override]
+        """Coordinates of the relative element and the two orbit ids."""
+        d = self.group.point_dim or self.group.matrix_dim
+        orbit = self.group.lift(torch.ones(1, d))[1].shape[-1]
+        return (self.group.dim if self.log else len(varying_entries(self.group))) + 2 * orbit
+
+    def elements(self, coords: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+        """Elements (P * num_samples, m, m) and orbit ids (P * num_samples, q)."""
+        u, q = self.group.lift(coords, num_samples=self.num_samples, generator=generator)
+        return u.flatten(0, 1), q.flatten(0, 1)
+
+    def embedding(self, cloud: Cloud) -> Float[Tensor, "P e"]:
+        """The points."""
+        return cloud.coords
+
+    def squared(self, here: Tensor, there: Tensor, offsets: Tensor) -> Float[Tensor, "M k"]:
+        """Squared lengths of the offsets."""
+        return offsets.square().sum(-1)
+
+    @property
+    def searched_on_group(self) -> bool:
+        """Whether distances are the group's own, which no Euclidean space embeds."""
+        return not self.group.isometric
+
+    def pairs(self, u: tuple[Tensor, Tensor], v: tuple[Tensor, Tensor]) -> Float[Tensor, "M k c"]:
+        """Kernel coordinates of the elements and orbit ids of points (M, 1, ...) and neighbours (M, k, ...)."""
+        (here, q), (there, r) = u, v
+        if self.log:
+            relative = self.group.relative(here, there)
+        else:
+            difference = self.group.inverse(there) @ here - self.group.identity(dtype=here.dtype, device=here.device)
+            # asinh: entries may grow without bound as a point comes to where the group keeps it.
+            relative = difference.flatten(-2)[..., list(varying_entries(self.group))].asinh()
+        return torch.cat([relative, q.expand(*r.shape[:-1], -1), r], dim=-1)
+
+
+@dataclass(frozen=True)
+class AxesLift(AnyLift):
+    """The exact lift of positive scalings of the two axes: ratios of coordinates, and their signs.
+
+    A coordinate 0 stays 0 under every scaling. Of a pair of which just one has it nothing but that is invariant, and
+    such pairs are all equally far, further than others.
+    """
+
+    log: bool
+    """Whether the kernel sees the logarithm of the relative element, or what the ratios differ from 1 by."""
+    dim = 6
+
+    def embedding(self, cloud: Cloud) -> Float[Tensor, "P e"]:
+        """Logarithms of the coordinates, a quadrant each in its place, and which are 0."""
+        x = cloud.coords
+        zero = x == 0
+        size = torch.where(zero, torch.ones_like(x), x).abs().log()
+        return torch.cat([size, x.detach().sign(), _FAR * zero.to(x.dtype)], dim=-1)
+
+    def squared(self, here: Tensor, there: Tensor, offsets: Tensor) -> Float[Tensor, "M k"]:
+        """Squared lengths of the differences of the embedded points."""
+        return _apart(here, there, 2)
+
+    def pairs(self, here: Tensor, there: Tensor) -> Float[Tensor, "M k c"]:
+        """Kernel coordinates of the points (M, 1, 2) and their neighbours (M, k, 2)."""
+        apart = (here == 0) | (there == 0)
+        one = torch.ones_like(there)
+        ratio = torch.where(apart, one, here).abs() / torch.where(apart, one, there).abs()
+        if self.log:
+            x, y = ratio.log().unbind(-1)
+            moved = torch.stack([0.5 * (x + y), 0.5 * (x - y)], dim=-1)  # (log r, s), as of RxSQ
+        else:  # asinh: a ratio may grow without bound as a point comes to an axis
+            moved = (ratio - 1.0).asinh()
+        return torch.cat([moved, here.detach().sign().expand_as(there), there.detach().sign()], dim=-1)
+
+
+Lift = FrameLift | AxesLift | ElementLift
+
+_FAR = 1e4  # more than twice the logarithm of any number, and its square is no trouble to floats
+
+
+def _apart(here: Tensor, there: Tensor, marks: int) -> Float[Tensor, "M k"]:
+    """Squared distances, all the same where one of the last ``marks`` coordinates differs.
+
+    What does not move is infinitely far from what does: rounding must not say which of the others is nearer to it.
+    """
+    difference = there - here
+    inside = difference[..., :-marks].square().sum(-1)
+    other = (difference[..., -marks:] != 0).any(-1)
+    return torch.where(other, torch.full_like(inside, _FAR**2), inside)
+
+
+def make_lift(group: LieGroup, lift: LiftName, coordinates: Coordinates, num_samples: int) -> Lift:
+    """The lift of a group by name.
+
+    Raises:
+        ValueError: for unknown names, a number of samples with the exact lift, a group without an exact lift, or the
+            logarithm where points have no element of their own.
+    """
+    if lift not in ("exact", "sampled"):
+        raise ValueError(f"expected lift 'exact' or 'sampled', got {lift!r}")
+    if coordinates not in ("auto", "log", "entries", "invariants"):
+        raise ValueError(f"expected coordinates 'auto', 'log', 'entries' or 'invariants', got {coordinates!r}")
+    if num_samples < 1:
+        raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
+    if lift == "sampled":
+        if coordinates == "invariants":
+            raise ValueError("the sampled lift has coordinates 'log' or 'entries' of the relative element")
+        return ElementLift(group, log=coordinates != "entries", num_samples=num_samples)
+    if num_samples != 1:
+        raise ValueError(f"the exact lift has one element a point, got num_samples={num_samples}; use lift='sampled'")
+    if isinstance(group, RxSQ):
+        return AxesLift(log=coordinates == "log")
+    structure = affine_structure(group)
+    usable = structure is not None and _supported(structure)
+    if coordinates in ("auto", "invariants") and usable:
+        assert structure is not None
+        return FrameLift(structure)
+    if coordinates == "invariants":
+        raise ValueError(f"{group!r} is not made of translations, turns and dilations; use coordinates='entries'")
+    free = group.stabiliser_dim == 0 or isinstance(group, Trivial)
+    if not free:
+        reason = "its points have a stabiliser" if group.stabiliser_dim else "no stabiliser_dim = 0 is declared"
+        if usable:
+            raise ValueError(
+                f"with the exact lift {group!r} has no coordinates {coordinates!r} ({reason}); use 'invariants', or "
+                "lift='sampled'"
+            )
+        raise ValueError(f"{group!r} has no exact lift ({reason}); use lift='sampled'")
+    return ElementLift(group, log=coordinates == "log")
+
+
+def _supported(parts: AffineStructure) -> bool:
+    """Dilations go with translations in all directions, or about one centre with turns of the plane or none."""
+    if not parts.dilation:
+        return True
+    if len(parts.translations) == parts.d:
+        return True
+    return not parts.translations and (parts.rotations == 0 or parts.d == 2)
+
+
+def _about_centre(parts: AffineStructure, here: Tensor, there: Tensor) -> Tensor:
+    """Invariants of two points under dilations about the origin: over the mean of their squared distances from it."""
+    a, b = here.square().sum(-1, keepdim=True), there.square().sum(-1, keepdim=True)
+    size = 0.5 * (a + b)
+    both_zero = size == 0
+    safe = torch.where(both_zero, torch.ones_like(size), size)
+    ratio = 0.5 * (a - b) / safe
+    if parts.rotations == 0:
+        root = safe.sqrt()
+        return torch.cat([(here / root).expand_as(there), there / root, ratio], dim=-1)
+    across = here[..., 1:] * there[..., :1] - here[..., :1] * there[..., 1:]
+    # Two points at the centre look like one and the same point anywhere else.
+    along = torch.where(both_zero, torch.ones_like(size), (here * there).sum(-1, keepdim=True) / safe)
+    return torch.cat([along, across / safe, ratio], dim=-1)
+
+
+def varying_entries(group: LieGroup) -> tuple[int, ...]:
+    """Flat positions of the matrix entries that are not the same on the whole group."""
+    known = group.__dict__.get("_varying_entries")
+    if known is None:
+        generator = torch.Generator().manual_seed(0)
+        elements = group.sample(64, generator=generator, dtype=torch.float64).flatten(1)
+        known = tuple((elements - elements[:1]).abs().amax(0).nonzero().flatten().tolist())
+        object.__setattr__(group, "_varying_entries", known)
+    return known
+
+
+varying_entries._dynamo_marked_constant = True  # type: ignore[attr-defined]  (made while tracing, it would be traced)
+
+
+def _rows(basis: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
+    return torch.tensor(basis, dtype=like.dtype, device=like.device).view(-1, like.shape[-1])
+
+
+def _difference(W: Tensor, plane: Tensor) -> Tensor:  # noqa: N803
+    """The rows of the orthonormal basis W that are across the plane; none where it is the whole."""
+    if len(W) == len(plane):
+        return W[:0]
+    return torch.linalg.cross(plane[0], plane[1]).unsqueeze(0)  # turns about an axis in space
+
+
+def _length(x: Tensor) -> Tensor:
+    squared = x.square().sum(-1, keepdim=True)
+    zero = squared == 0
+    return torch.where(zero, torch.zeros_like(squared), torch.where(zero, torch.ones_like(squared), squared).sqrt())

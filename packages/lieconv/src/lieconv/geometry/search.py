@@ -1,0 +1,217 @@
+"""Who is near whom, in time and memory linear in the number of pairs that are kept.
+
+A search happens in a Euclidean space of its own (the points themselves, or an embedding in which a group's distance is
+Euclidean). On a CPU a k-d tree finds the neighbours of all samples in one go, the samples pushed apart along an axis of
+their own. Small batches, accelerators, and tensors without values to look at (vmap, compilers) are compared pair by
+pair, a block of targets at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lieconv.geometry.cloud import plain_values
+
+_TREE_FROM = 1 << 15  # pairs from which the tree is quicker
+_BLOCK = 1 << 24  # distances held at once
+
+
+@dataclass(frozen=True)
+class Space:
+    """Points as the search sees them.
+
+    Fields:
+        points: (P, e), in which distances are Euclidean.
+        mask: valid points, (P,).
+        sample: number of the sample, (P,): only points of one sample are neighbours.
+        shape: (B, N) of a padded batch, None of a ragged one.
+    """
+
+    points: Float[Tensor, "P e"]
+    mask: Bool[Tensor, " P"]
+    sample: Int[Tensor, " P"]
+    shape: tuple[int, int] | None
+
+
+@torch.no_grad()
+def nearest(sources: Space, targets: Space, k: int) -> tuple[Int[Tensor, "M k"], Bool[Tensor, "M k"]]:
+    """The k nearest valid sources of each target, by distance, and which of them exist.
+
+    Where a sample has fewer than k valid points, the rest are marked as not found and point to source 0.
+    """
+    values = _tree_values(sources, targets)
+    if values is not None:
+        return _nearest_by_tree(values, sources, targets, k)
+    indices, found = [], []
+    for distance, base in _distance_blocks(sources, targets):
+        count = min(k, distance.shape[-1])
+        best, columns = distance.topk(count, dim=-1, largest=False, sorted=True)
+        missing = k - count
+        indices.append(torch.nn.functional.pad(columns + base, (0, missing)))
+        found.append(torch.nn.functional.pad(torch.isfinite(best), (0, missing)))
+    index, exists = _joined(indices, targets, k, torch.long), _joined(found, targets, k, torch.bool)
+    return torch.where(exists, index, torch.zeros_like(index)), exists
+
+
+@torch.no_grad()
+def random_within(
+    sources: Space, targets: Space, radius: Float[Tensor, ""], k: int, generator: torch.Generator | None
+) -> tuple[Int[Tensor, "M k"], Bool[Tensor, "M k"]]:
+    """Up to k sources drawn uniformly from those within ``radius`` of each target, without repetition."""
+    values = _tree_values(sources, targets)
+    if values is not None:
+        return _random_by_tree(values, sources, targets, float(radius), k, generator)
+    indices, found = [], []
+    for distance, base in _distance_blocks(sources, targets):
+        key = torch.rand(distance.shape, generator=generator, device=distance.device)
+        key = key.masked_fill(~(distance <= radius.square()), 2.0)
+        count = min(k, distance.shape[-1])
+        best, columns = key.topk(count, dim=-1, largest=False)
+        indices.append(torch.nn.functional.pad(columns + base, (0, k - count)))
+        found.append(torch.nn.functional.pad(best < 2.0, (0, k - count)))
+    index, exists = _joined(indices, targets, k, torch.long), _joined(found, targets, k, torch.bool)
+    return torch.where(exists, index, torch.zeros_like(index)), exists
+
+
+@torch.no_grad()
+def ball_radius(sources: Space, fraction: float, rows: int = 256) -> Float[Tensor, ""]:
+    """The mean radius of the ball around a point that holds ``fraction`` of the valid points of its sample.
+
+    Estimated at ``rows`` points, evenly spaced in the batch: memory is rows times the points.
+    """
+    P = len(sources.points)  # noqa: N806
+    chosen = torch.linspace(0, P - 1, min(rows, P), device=sources.points.device).round().long()
+    points, sample = sources.points[chosen], sources.sample[chosen]
+    squared = torch.cdist(points, sources.points, compute_mode="donot_use_mm_for_euclid_dist").square()
+    mine = (sample.unsqueeze(1) == sources.sample) & sources.mask
+    squared = squared.masked_fill(~mine, torch.inf).sort(dim=-1).values  # (rows, P)
+    inside = (fraction * mine.sum(-1, keepdim=True)).ceil().long().clamp(min=1) - 1
+    reach = squared.gather(1, inside).squeeze(1).sqrt()
+    usable = torch.isfinite(reach) & sources.mask[chosen]
+    return torch.where(usable, reach, torch.zeros_like(reach)).sum() / usable.sum().clamp(min=1)
+
+
+# --- pair by pair ---
+
+
+def _distance_blocks(sources: Space, targets: Space) -> Iterator[tuple[Tensor, Tensor | int]]:
+    """Blocks of squared distances (..., rows, columns), infinite for invalid pairs, with the index of column 0."""
+    p, q = sources.points, targets.points
+    if sources.shape is not None and targets.shape is not None:
+        (B, N), (_, M) = sources.shape, targets.shape  # noqa: N806
+        p, q = p.view(B, N, -1), q.view(B, M, -1)
+        base = (torch.arange(B, device=p.device) * N).view(B, 1, 1)
+        invalid = ~sources.mask.view(B, 1, N)
+        rows = max(1, _BLOCK // max(1, B * N))
+        for start in range(0, M, rows):
+            squared = _squared(q[:, start : start + rows], p)
+            yield squared.masked_fill(invalid, torch.inf), base
+        return
+    rows = max(1, _BLOCK // max(1, len(p)))
+    for start in range(0, len(q), rows):
+        squared = _squared(q[start : start + rows], p)
+        other = (targets.sample[start : start + rows].unsqueeze(1) != sources.sample) | ~sources.mask
+        yield squared.masked_fill(other, torch.inf), 0
+
+
+def _squared(q: Tensor, p: Tensor) -> Tensor:
+    q, p = q.detach(), p.detach()  # the choice has no derivative, and cdist none in forward mode
+    return torch.cdist(q, p, compute_mode="donot_use_mm_for_euclid_dist").square()
+
+
+def _joined(blocks: list[Tensor], targets: Space, k: int, dtype: torch.dtype) -> Tensor:
+    if not blocks:
+        return torch.zeros(0, k, dtype=dtype, device=targets.points.device)
+    whole = torch.cat(blocks, dim=-2)
+    return whole.flatten(0, 1) if whole.ndim == 3 else whole
+
+
+# --- by a tree ---
+
+
+def _tree_values(sources: Space, targets: Space) -> tuple[np.ndarray, np.ndarray] | None:
+    """The points as numbers, where a tree can and should look at them."""
+    P, M = len(sources.points), len(targets.points)  # noqa: N806
+    if sources.points.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return None
+    pairs = P * M
+    if sources.shape is not None and targets.shape is not None:
+        pairs = pairs // max(1, sources.shape[0])
+    if pairs < _TREE_FROM:
+        return None
+    everything = (sources.points, targets.points, sources.mask, sources.sample, targets.sample)
+    if any(plain_values(x) is None for x in everything):
+        return None
+    return numbers(sources.points.double()), numbers(targets.points.double())
+
+
+def numbers(x: Tensor) -> np.ndarray:
+    """The values of a tensor that has them."""
+    plain = plain_values(x)
+    assert plain is not None
+    return plain.cpu().numpy()
+
+
+def _apart(values: tuple[np.ndarray, np.ndarray], sources: Space, targets: Space) -> tuple[np.ndarray, np.ndarray]:
+    """Both sets with one more coordinate, which keeps the samples further apart than any two points of one."""
+    p, q = values
+    extent = max(np.abs(p).max(initial=0.0), np.abs(q).max(initial=0.0))
+    gap = 8.0 * np.sqrt(p.shape[1]) * extent + 1.0
+    return (
+        np.concatenate([p, gap * numbers(sources.sample)[:, None]], 1),
+        np.concatenate([q, gap * numbers(targets.sample)[:, None]], 1),
+    )
+
+
+def _nearest_by_tree(
+    values: tuple[np.ndarray, np.ndarray], sources: Space, targets: Space, k: int
+) -> tuple[Tensor, Tensor]:
+    from scipy.spatial import KDTree
+
+    p, q = _apart(values, sources, targets)
+    valid = numbers(sources.mask).nonzero()[0]
+    if not len(valid):
+        return torch.zeros(len(q), k, dtype=torch.long), torch.zeros(len(q), k, dtype=torch.bool)
+    count = min(k, len(valid))
+    ranks = np.arange(1, count + 1)
+    _, columns = KDTree(p[valid]).query(q, k=ranks, workers=torch.get_num_threads())  # type: ignore[arg-type]
+    index = torch.from_numpy(valid[columns])
+    found = sources.sample[index] == targets.sample.unsqueeze(1)
+    index = torch.where(found, index, torch.zeros_like(index))
+    return torch.nn.functional.pad(index, (0, k - count)), torch.nn.functional.pad(found, (0, k - count))
+
+
+def _random_by_tree(
+    values: tuple[np.ndarray, np.ndarray],
+    sources: Space,
+    targets: Space,
+    radius: float,
+    k: int,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, Tensor]:
+    from scipy.spatial import KDTree
+
+    p, q = _apart(values, sources, targets)
+    valid = numbers(sources.mask).nonzero()[0]
+    index, found = torch.zeros(len(q), k, dtype=torch.long), torch.zeros(len(q), k, dtype=torch.bool)
+    if not len(valid):
+        return index, found
+    pairs = KDTree(q).sparse_distance_matrix(KDTree(p[valid]), radius, output_type="coo_matrix")
+    rows, columns = torch.from_numpy(pairs.row.astype(np.int64)), torch.from_numpy(valid[pairs.col])
+    mine = sources.sample[columns] == targets.sample[rows]
+    rows, columns = rows[mine], columns[mine]
+    order = torch.rand(len(rows), generator=generator).argsort()
+    order = order[rows[order].argsort(stable=True)]  # by row, at random within
+    rows, columns = rows[order], columns[order]
+    counts = rows.bincount(minlength=len(q))
+    place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+    kept = place < k
+    index[rows[kept], place[kept]] = columns[kept]
+    found[rows[kept], place[kept]] = True
+    return index, found

@@ -1,0 +1,140 @@
+r"""Fewer points: farthest-point sampling, and weights that undo uneven sampling.
+
+Farthest-point sampling starts at the most isolated point (the one whose neighbourhood reaches furthest, which no motion
+and no order of the points changes) and goes on with the point furthest from all chosen ones. Distances that differ by
+less than a part in 10^4 count as equal and the first point wins, so that on a lattice rounding decides nothing.
+Distances to the chosen points are kept and updated: time is points times chosen points, memory linear.
+
+Source: Gonzalez 1985, Clustering to minimize the maximum intercluster distance, Theoretical Computer Science 38.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from lie.groups import LieGroup
+from torch import Tensor
+
+from lieconv.geometry.cloud import Cloud, cloud_of
+from lieconv.geometry.lifts import ElementLift, Lift, make_lift
+from lieconv.geometry.neighbours import find_neighbours
+
+_TIE = 1e-4
+
+
+@torch.no_grad()
+def farthest_points(
+    group: LieGroup,
+    coords: Tensor,
+    mask: Tensor | None = None,
+    *,
+    fraction: float,
+    batch: Tensor | None = None,
+    at_random: bool = False,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, tuple[int, int], Tensor]:
+    """Well spread points of each sample, by distance on the group.
+
+    Args:
+        group: acts on the points; distances are those by which its neighbours are found.
+        coords, mask, batch: as of `build_geometry`.
+        fraction: of the valid points of each sample to keep, above 0 and up to 1; at least one point.
+        at_random: start at a random point of each sample (for training) instead of the most isolated one.
+        generator: of the start.
+
+    Returns:
+        Numbers of the chosen points along the axis of all points, (B * M,), M the most that a sample keeps; ``(B, M)``;
+        and which are valid, (B * M,): samples with fewer points are filled up. As `build_geometry` takes them.
+
+    Raises:
+        ValueError: for a fraction outside of (0, 1].
+    """
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"expected a fraction above 0 and up to 1, got {fraction}")
+    cloud = cloud_of(group, coords, mask, batch=batch)
+    lift = _search_lift(group)
+    embedded = lift.embedding(cloud).detach()
+    place, valid = _padded(cloud)  # (B, N)
+    points = embedded[place]  # (B, N, e)
+    B, N = place.shape  # noqa: N806
+    counts = valid.sum(1)
+    wanted = (fraction * counts).ceil().long().clamp(min=1).minimum(counts)
+    most = max(1, math.ceil(fraction * N))
+    if at_random:
+        score = torch.rand(B, N, generator=generator, device=coords.device)
+    else:
+        alone = find_neighbours(lift, cloud, cloud, min(8, max(1, N - 1)))
+        score = alone.squared_radius.squeeze(-1)[place]
+    chosen = _first_largest(score.masked_fill(~valid, -1.0))  # (B,)
+    index = torch.empty(B, most, dtype=torch.long, device=coords.device)
+    nearest = torch.full((B, N), torch.inf, dtype=points.dtype, device=coords.device)
+    each = torch.arange(B, device=coords.device)
+    for i in range(most):
+        index[:, i] = chosen
+        distance = (points - points[each, chosen].unsqueeze(1)).square().sum(-1)
+        nearest = torch.minimum(nearest, distance)
+        chosen = _first_largest(nearest.masked_fill(~valid, -1.0))
+    kept = torch.arange(most, device=coords.device) < wanted.unsqueeze(1)
+    return place.gather(1, index).flatten(), (B, most), kept.flatten()
+
+
+def _first_largest(score: Tensor) -> Tensor:
+    """The first column of each row within `_TIE` of the largest."""
+    largest = score.amax(1, keepdim=True)
+    return (score >= largest - _TIE * largest.abs()).to(torch.uint8).argmax(1)
+
+
+def _search_lift(group: LieGroup) -> Lift:
+    try:
+        return make_lift(group, "exact", "auto", 1)
+    except ValueError:
+        return ElementLift(group, log=True)
+
+
+def _padded(cloud: Cloud) -> tuple[Tensor, Tensor]:
+    """Numbers of the points of each sample, (B, N), and which are there and valid."""
+    if cloud.shape is not None:
+        place = torch.arange(len(cloud.coords), device=cloud.coords.device).view(cloud.shape)
+        return place, cloud.mask[place]
+    counts = cloud.sample.bincount(minlength=cloud.count)
+    N = int(counts.max()) if len(counts) else 0  # noqa: N806
+    column = torch.arange(max(N, 1), device=cloud.coords.device)
+    place = (counts.cumsum(0) - counts).unsqueeze(1) + column
+    there = column < counts.unsqueeze(1)
+    place = torch.where(there, place, torch.zeros_like(place))
+    return place, there & cloud.mask[place]
+
+
+def density_weights(
+    group: LieGroup,
+    coords: Tensor,
+    mask: Tensor | None = None,
+    *,
+    num_neighbors: int = 8,
+    batch: Tensor | None = None,
+    cell: Tensor | None = None,
+) -> Float[Tensor, "*points"]:
+    """Quadrature weights of unevenly sampled points: the volume of the ball that reaches the ``num_neighbors``-th one.
+
+    They are proportional to 1 / density, of mean 1 over the valid points of each sample, zero for padding, and
+    unchanged when the group moves the points. Source: Loftsgaarden and Quesenberry 1965, Annals of Mathematical
+    Statistics 36 (nearest-neighbour density estimate).
+
+    Raises:
+        ValueError: for a group that does not preserve lengths, or fewer than one neighbour.
+    """
+    if not group.isometric:
+        raise ValueError(f"a density of points is a number a volume: expected a group that preserves it, got {group!r}")
+    if num_neighbors < 1:
+        raise ValueError(f"expected num_neighbors of at least 1, got {num_neighbors}")
+    cloud = cloud_of(group, coords, mask, batch=batch, cell=cell)
+    lift = _search_lift(group)
+    reach = find_neighbours(lift, cloud, cloud, num_neighbors).squared_radius.squeeze(-1)
+    volume = reach ** (0.5 * coords.shape[-1]) * cloud.mask
+    zero = volume.new_zeros(cloud.count)
+    total, count = zero.index_add(0, cloud.sample, volume), zero.index_add(0, cloud.sample, cloud.mask.to(volume.dtype))
+    mean = total / count.clamp(min=1.0)
+    weights = volume / torch.where(mean > 0, mean, torch.ones_like(mean))[cloud.sample]
+    return weights.view(cloud.shape) if cloud.shape is not None else weights

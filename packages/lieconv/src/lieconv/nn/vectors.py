@@ -1,0 +1,98 @@
+r"""Vector outputs that turn with the points: forces, velocities, dipoles.
+
+Offsets to neighbours turn with the points; numbers that do not, made of features and kernel coordinates, weigh them:
+
+.. math:: y_i = \sum_j w_{ij}\, s_{ij}\, (x_j - x_i) \; [+\; a_i \times b_i] \;[+\; c_i\, p_i]
+
+with :math:`s_{ij} = \sum_m \phi_m(v_j^{-1} u_i)\, (A f_j)_m`, the cross product of two such sums in space (turned
+offsets in the plane) where the group keeps orientation and length, and the point p as seen from the centre of its
+sample. Where a neighbourhood is symmetric the sum lies in what the symmetry leaves fixed, as it must.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from lie.groups import LieGroup, affine_structure
+from torch import Tensor, nn
+
+from lieconv.geometry import Geometry, kernel_dim
+from lieconv.geometry.lifts import Coordinates, LiftName
+from lieconv.geometry.neighbours import gather
+from lieconv.nn.kernel import KernelNetwork
+from lieconv.nn.layout import rows_of
+
+
+class VectorReadout(nn.Module):
+    """Vectors (..., M, vectors, d) of the points of a geometry from features of its sources.
+
+    Args:
+        in_channels: features of the sources.
+        vectors: vectors a point.
+        group: with an action ``x -> A x + t``: outputs are multiplied by A.
+        lift, coordinates: as of the geometry.
+        hidden, basis, standardise: of the kernel network.
+
+    Raises:
+        ValueError: for numbers below 1.
+
+    Law: ``readout(g x) == A readout(x)`` for ``g x = A x + t``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        vectors: int,
+        *,
+        group: LieGroup,
+        lift: LiftName = "exact",
+        coordinates: Coordinates = "auto",
+        hidden: int = 32,
+        basis: int = 8,
+        standardise: bool = False,
+    ) -> None:
+        super().__init__()
+        if min(in_channels, vectors, hidden, basis) < 1:
+            raise ValueError(f"expected numbers of at least 1, got {(in_channels, vectors, hidden, basis)}")
+        self.in_channels, self.vectors = in_channels, vectors
+        d = group.point_dim or group.matrix_dim
+        structure = affine_structure(group)
+        keeps_orientation = structure is not None and not structure.dilation
+        self.turned = d == 2 and structure is not None
+        self.crossed = d == 3 and keeps_orientation
+        self.sums = vectors * (1 + int(self.turned) + 2 * int(self.crossed))
+        self.kernel = KernelNetwork(kernel_dim(group, lift, coordinates), basis, hidden=hidden, standardise=standardise)
+        self.weigh = nn.Linear(in_channels, basis * self.sums)
+        # A point is a vector only as seen from a centre that moves with the points, or that the group keeps.
+        zero = torch.zeros(d, dtype=torch.float64)
+        keeps_origin = bool((group.vector_field(torch.eye(group.dim, dtype=torch.float64), zero) == 0).all())
+        self.place = nn.Linear(in_channels, vectors) if structure is not None or keeps_origin else None
+
+    def forward(self, geometry: Geometry, values: Float[Tensor, "*points c"]) -> Float[Tensor, "S M V d"]:
+        """The vectors as rows; zero where padded."""
+        return self.from_rows(geometry, rows_of(geometry, values, self.in_channels))
+
+    def from_rows(self, geometry: Geometry, rows: Float[Tensor, "S P c"]) -> Float[Tensor, "S M V d"]:
+        """The vectors from copies of the rows of the sources."""
+        matrices = self.kernel.matrices(geometry)
+        phi = self.kernel(geometry.kernel_coords.to(rows.dtype), matrices)  # (M, k, basis)
+        phi = phi * geometry.weights.unsqueeze(-1).to(phi.dtype)
+        weights = self.weigh(rows).unflatten(-1, (-1, self.sums))  # (S, P, basis, sums)
+        offsets = geometry.offsets.to(rows.dtype)
+        pieces = [self._sums(phi, copy, geometry.indices, offsets) for copy in weights]
+        sums = torch.stack(pieces).split(self.vectors, dim=2)  # (S, M, V, d) each
+        y = sums[0]
+        if self.place is not None:
+            positions = geometry.positions.to(rows.dtype).unsqueeze(-2)  # (M, 1, d)
+            y = y + self.place(geometry.at_targets(rows)).unsqueeze(-1) * positions
+        if self.turned:
+            y = y + torch.stack([-sums[1][..., 1], sums[1][..., 0]], dim=-1)
+        if self.crossed:
+            y = y + torch.linalg.cross(sums[1], sums[2], dim=-1)
+        return y.masked_fill(~geometry.mask[:, None, None], 0.0)
+
+    def _sums(self, phi: Tensor, weights: Tensor, indices: Tensor, offsets: Tensor) -> Tensor:
+        """Weighted sums of offsets (M, sums, d): first over neighbours for every kernel function and sum."""
+        near = gather(weights, indices)  # (M, k, basis, sums)
+        s = (phi.unsqueeze(-1) * near).sum(2)  # (M, k, sums)
+        return s.mT @ offsets
