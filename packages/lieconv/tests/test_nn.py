@@ -1,13 +1,16 @@
-"""Masked normalisation against torch's, serialisation, compilation."""
+"""Masked normalisation against torch's, serialisation, compilation, export, half precision, many processes."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
-from lie.groups import SE2, T
+from lie.groups import SE2, SE3, SO2, SO3, RxSO2, RxSQ, T
 from lie.run import load_weights, save_weights
 from lieconv import LieConv, LieResNet, build_geometry
-from lieconv.nn import MaskedBatchNorm, masked_mean
+from lieconv.nn import BottleneckBlock, MaskedBatchNorm, masked_mean
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -49,23 +52,146 @@ def test_masked_mean():
     assert torch.equal(masked_mean(x, ~mask & mask), torch.zeros(1, 3))
 
 
-def test_weights_round_trip_through_safetensors(tmp_path):
+GROUPS = [T(2), SO2(), SE2(), RxSO2(), RxSQ(), T(3), SO3(), SE3()]
+
+
+def batch_for(group, count: int = 3, points: int = 12):
+    x = torch.randn(count, points, group.point_dim, generator=generator())
+    values = torch.randn(count, points, 2, generator=generator(1))
+    mask = torch.ones(count, points, dtype=torch.bool)
+    mask[1, 8:] = False
+    return x, values, mask
+
+
+def small_net(group, **options):
     torch.manual_seed(0)
-    net, other = (LieResNet(1, 2, group=SE2(), channels=8, num_layers=1) for _ in range(2))
-    x, values = torch.randn(2, 10, 2), torch.randn(2, 10, 1)
-    net(x, values)  # running statistics that are not the initial ones
+    options = {"channels": 8, "num_layers": 2, "num_neighbors": 5} | options
+    return LieResNet(2, 3, group=group, **options)
+
+
+@pytest.mark.parametrize("group", [T(3)], ids=repr)
+def test_layers_compile_without_breaks_once_neighbours_are_known(group):
+    torch._dynamo.reset()
+    x, _, mask = batch_for(group)
+    values = torch.randn(3, 12, 8, generator=generator(1))
+    geometry = build_geometry(group, x, mask, num_neighbors=4)  # a pytree of tensors
+    for layer in (LieConv(8, 4, group=group), BottleneckBlock(8, group=group)):
+        torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(geometry, values),
+                                   layer(geometry, values))  # fmt: skip
+
+
+@pytest.mark.parametrize("group", [SE2(), RxSO2(), RxSQ(), SE3()], ids=repr)
+def test_whole_networks_compile_without_breaks(group):
+    torch._dynamo.reset()
+    net, (x, values, mask) = small_net(group, num_layers=1), batch_for(group)
+    compiled = torch.compile(net, fullgraph=True, backend="aot_eager")
+    net.train()
+    compiled(x, values, mask).square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() for p in net.parameters() if p.grad is not None)
+    net.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, values, mask), net(x, values, mask))
+
+
+@pytest.mark.parametrize("group", [T(2), SE3()], ids=repr)
+def test_evaluation_networks_export_for_any_number_of_samples_and_points(group):
+    net = small_net(group, num_layers=1)
+    net(*batch_for(group))
+    net.eval()
+    B, N = torch.export.Dim("B", min=2, max=1000), torch.export.Dim("N", min=6, max=4096)  # noqa: N806
+    exported = torch.export.export(net, batch_for(group), dynamic_shapes=({0: B, 1: N},) * 3).module()
+    for count, points in ((3, 12), (2, 40), (5, 9)):
+        given = batch_for(group, count, points)
+        torch.testing.assert_close(exported(*given), net(*given))
+
+
+def test_networks_that_subsample_export_for_the_size_they_are_shown():
+    net = small_net(SE3(), num_layers=1, downsample=0.5).eval()
+    given = batch_for(SE3())
+    torch.testing.assert_close(torch.export.export(net, given).module()(*given), net(*given))
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=repr)
+def test_autocast_to_bfloat16_keeps_the_geometry_in_full(group):
+    net, (x, values, mask) = small_net(group), batch_for(group)
+    net(x, values, mask)
+    expected = net.eval()(x, values, mask)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = net(x, values, mask)
+    assert y.dtype == torch.bfloat16
+    # Eight bits of mantissa: errors of 2^-8 in every layer, of which there are some ten.
+    assert (y.float() - expected).abs().max() < 0.05 * expected.abs().max()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = net.train()(x, values, mask).float().square().sum()
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == torch.float32 for p in net.parameters())
+    turned = group.act(group.sample(generator=generator(3)), x)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert (net.eval()(turned, values, mask) - net(x, values, mask)).abs().max() < 0.05 * expected.abs().max()
+
+
+WORKER = """
+import sys
+import torch
+from lie.groups import SE2
+from lieconv import LieResNet
+from torch.nn.parallel import DistributedDataParallel
+
+rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+torch.set_num_threads(1)
+torch.manual_seed(0)
+net = LieResNet(2, 3, group=SE2(), channels=8, num_layers=2, num_neighbors=5).double()
+x, values, mask, target = torch.load(f"{folder}/batch.pt", weights_only=True)
+if size > 1:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    share = slice(rank * len(x) // size, (rank + 1) * len(x) // size)
+    x, values, mask, target = x[share], values[share], mask[share], target[share]
+    model = DistributedDataParallel(net)
+else:
+    model = net
+for _ in range(2):  # twice: running statistics too must be those of one process
+    net.zero_grad()
+    (model(x, values, mask) - target).square().mean().backward()
+if rank == 0:
+    state = {"grad " + n: p.grad for n, p in net.named_parameters()} | {"buffer " + n: b for n, b in net.named_buffers()}
+    torch.save(state, f"{folder}/{size}.pt")
+if size > 1:
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this torch has no gloo")
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    """Normalisation and kernel statistics are summed over the processes, so that the batch is one."""
+    x = torch.randn(4, 12, 2, dtype=torch.float64, generator=generator())
+    values = torch.randn(4, 12, 2, dtype=torch.float64, generator=generator(1))
+    mask = torch.arange(12) < torch.tensor([12, 5, 9, 12]).unsqueeze(1)  # another number of points in each process
+    torch.save((x, values, mask, torch.randn(4, 3, dtype=torch.float64, generator=generator(2))), tmp_path / "batch.pt")
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER)
+    for size in (1, 2):
+        workers = [
+            subprocess.Popen([sys.executable, str(script), str(rank), str(size), str(tmp_path)]) for rank in range(size)
+        ]
+        assert [worker.wait(timeout=600) for worker in workers] == [0] * size
+    one, two = (torch.load(tmp_path / f"{size}.pt", weights_only=True) for size in (1, 2))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("options", [{}, {"fill": 0.5}, {"norm": "layer"}, {"downsample": 0.5}, {"out_vectors": 1},
+                                     {"lift": "sampled", "num_samples": 2}], ids=str)  # fmt: skip
+def test_state_round_trips_for_every_option(tmp_path, options):
+    net, other = small_net(SE2(), **options), small_net(SE2(), **options)
+    given = batch_for(SE2())
+    net(*given)  # running statistics that are not the initial ones
     save_weights(tmp_path / "net.safetensors", net)
     load_weights(tmp_path / "net.safetensors", other)
-    assert torch.equal(net.eval()(x, values), other.eval()(x, values))
-
-
-def test_a_layer_compiles_without_breaks_once_neighbours_are_known():
-    x, values = torch.randn(2, 10, 2), torch.randn(2, 10, 3)
-    layer = LieConv(3, 4, group=T(2), num_neighbors=4)
-    geometry = build_geometry(T(2), x, num_neighbors=4)
-
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")  # a geometry is a pytree of tensors
-    torch.testing.assert_close(compiled(geometry, values), layer(x, values))
+    for a, b in zip(*(torch.utils._pytree.tree_leaves(m.eval()(*given)) for m in (net, other)), strict=True):
+        assert torch.equal(a, b)
+    third = small_net(SE2(), **options)
+    third.load_state_dict(net.state_dict(), strict=True)
 
 
 def test_printing_names_the_group():

@@ -230,7 +230,7 @@ def _frame_geometry(
     needs_sources = lift.structure.rotations > 0 or lift.structure.dilation
     if not own and needs_sources:
         around = find_neighbours(lift, sources, sources, num_neighbors, quadrature=quadrature, **options)
-    if features is not None and len(features) != len(sources.coords):
+    if features is not None and features.shape[0] != sources.coords.shape[0]:
         # One set of points, many sets of features: neighbours are found once, frames belong to each.
         copies = len(features) // len(sources.coords)
         near, around = (_repeated(x, copies, len(sources.coords)) for x in (near, around))
@@ -285,7 +285,7 @@ def _element_geometry(
 ) -> Geometry:
     K, generator = lift.num_samples, options["generator"]  # noqa: N806
     v = lift.elements(sources.coords, generator) if elements is None else elements
-    if where.targets is not None and len(where.targets):
+    if where.targets is not None and where.targets.numel():
         rows = (where.targets.unsqueeze(1) * K + torch.arange(K, device=where.targets.device)).flatten()
         u = v[0][rows], v[1][rows]
     else:

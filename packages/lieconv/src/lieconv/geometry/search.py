@@ -8,7 +8,7 @@ pair, a block of targets at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -85,7 +85,7 @@ def ball_radius(sources: Space, fraction: float, rows: int = 256) -> Float[Tenso
 
     Estimated at ``rows`` points, evenly spaced in the batch: memory is rows times the points.
     """
-    P = len(sources.points)  # noqa: N806
+    P = sources.points.shape[0]  # noqa: N806
     chosen = torch.linspace(0, P - 1, min(rows, P), device=sources.points.device).round().long()
     points, sample = sources.points[chosen], sources.sample[chosen]
     squared = torch.cdist(points, sources.points, compute_mode="donot_use_mm_for_euclid_dist").square()
@@ -108,16 +108,22 @@ def _distance_blocks(sources: Space, targets: Space) -> Iterator[tuple[Tensor, T
         p, q = p.view(B, N, -1), q.view(B, M, -1)
         base = (torch.arange(B, device=p.device) * N).view(B, 1, 1)
         invalid = ~sources.mask.view(B, 1, N)
-        rows = max(1, _BLOCK // max(1, B * N))
-        for start in range(0, M, rows):
-            squared = _squared(q[:, start : start + rows], p)
+        for rows in _rows_at_once(M, B * N):
+            squared = _squared(q[:, rows], p)
             yield squared.masked_fill(invalid, torch.inf), base
         return
-    rows = max(1, _BLOCK // max(1, len(p)))
-    for start in range(0, len(q), rows):
-        squared = _squared(q[start : start + rows], p)
-        other = (targets.sample[start : start + rows].unsqueeze(1) != sources.sample) | ~sources.mask
+    for rows in _rows_at_once(q.shape[0], p.shape[0]):
+        squared = _squared(q[rows], p)
+        other = (targets.sample[rows].unsqueeze(1) != sources.sample) | ~sources.mask
         yield squared.masked_fill(other, torch.inf), 0
+
+
+def _rows_at_once(rows: int, columns: int) -> Iterable[slice]:
+    """The rows of each block; all in one where a graph is traced, which a loop would tie to the number of points."""
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return [slice(None)]
+    step = max(1, _BLOCK // max(1, columns))
+    return (slice(start, start + step) for start in range(0, rows, step))
 
 
 def _squared(q: Tensor, p: Tensor) -> Tensor:
@@ -137,7 +143,7 @@ def _joined(blocks: list[Tensor], targets: Space, k: int, dtype: torch.dtype) ->
 
 def _tree_values(sources: Space, targets: Space) -> tuple[np.ndarray, np.ndarray] | None:
     """The points as numbers, where a tree can and should look at them."""
-    P, M = len(sources.points), len(targets.points)  # noqa: N806
+    (P, _), (M, _) = sources.points.shape, targets.points.shape  # noqa: N806
     if sources.points.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return None
     pairs = P * M

@@ -129,7 +129,7 @@ class LieConv(nn.Module):
         matrices = self.kernel.matrices(geometry)
         M, k = geometry.indices.shape  # noqa: N806
         pairs = geometry.kernel_coords, geometry.weights, geometry.indices
-        if M * k <= _PAIRS or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or M * k <= _PAIRS:
             out = self._block(*pairs, wide, S, matrices)
         else:
             rows = max(1, _PAIRS // k)

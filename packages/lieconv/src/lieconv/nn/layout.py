@@ -14,7 +14,7 @@ def rows_of(geometry: Geometry, values: Tensor, channels: int) -> Float[Tensor, 
     Raises:
         ValueError: where the values do not fit the sources.
     """
-    P = len(geometry.source_mask)  # noqa: N806
+    P = geometry.source_mask.shape[0]  # noqa: N806
     shape = geometry.source_shape
     if values.shape[-1:] == (channels,):
         if shape is None and values.shape == (P, channels):

@@ -57,8 +57,10 @@ class Neighbourhood(nn.Module):
     @property
     def uses_features(self) -> bool:
         """Whether frames can be weighed by invariant features of the points."""
-        made = self.made
-        return isinstance(made, FrameLift) and made.structure.rotations > 0 and not made.about_centre
+        if not isinstance(self.made, FrameLift) or self.made.about_centre:
+            return False
+        # Turns of the plane about a fixed centre: the point itself is the frame.
+        return self.made.structure.rotations > int(not self.made.structure.moves_plane)
 
     def forward(self, coords: Tensor, mask: Tensor | None = None, **options: Any) -> Geometry:
         """The geometry; further options are those of `lieconv.build_geometry`."""

@@ -8,7 +8,7 @@ have the same orbits and invariants, whatever their coordinates are; what is exa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,9 +39,24 @@ class AffineStructure:
     translations: tuple[tuple[float, ...], ...]
     dilation: bool
 
-    @property
-    def plane(self) -> tuple[tuple[float, ...], ...]:
-        """Orthonormal basis of the directions that turn, rows: right-handed with the axis in space."""
+    plane: tuple[tuple[float, ...], ...] = field(init=False)
+    """Orthonormal basis of the directions that turn, rows: right-handed with the axis in space."""
+    moves_plane: bool = field(init=False)
+    """Whether the translations reach all directions that turn, so that every point may be a centre of turns."""
+    fixed: tuple[tuple[float, ...], ...] = field(init=False)
+    """Orthonormal basis of the directions that neither turn nor are translated, rows."""
+
+    def __post_init__(self) -> None:
+        # Kept, not computed when asked for: a compiler that traces a use would trace the computation.
+        plane = self._plane()
+        turning, moved = _rows(plane, self.d), _rows(self.translations, self.d)
+        span = _span(torch.cat([turning, moved]))
+        fixed = _span(torch.eye(self.d, dtype=torch.float64) - span.mT @ span)
+        object.__setattr__(self, "plane", plane)
+        object.__setattr__(self, "moves_plane", self.rotations > 0 and _residual(turning, moved) < _TOLERANCE)
+        object.__setattr__(self, "fixed", tuple(map(tuple, fixed.tolist())))
+
+    def _plane(self) -> tuple[tuple[float, ...], ...]:
         if self.rotations == 0:
             return ()
         if self.axis is None:
@@ -51,19 +66,6 @@ class AffineStructure:
         first = helper - (helper @ n) * n
         first = first / first.norm()
         return tuple(first.tolist()), tuple(torch.linalg.cross(n, first).tolist())
-
-    @property
-    def moves_plane(self) -> bool:
-        """Whether the translations reach all directions that turn, so that every point may be a centre of turns."""
-        basis = _rows(self.plane, self.d)
-        return self.rotations > 0 and _residual(basis, _rows(self.translations, self.d)) < _TOLERANCE
-
-    @property
-    def fixed(self) -> tuple[tuple[float, ...], ...]:
-        """Orthonormal basis of the directions that neither turn nor are translated, rows."""
-        moved = torch.cat([_rows(self.plane, self.d), _rows(self.translations, self.d)])
-        moved = _span(moved)
-        return tuple(map(tuple, _span(torch.eye(self.d, dtype=torch.float64) - moved.mT @ moved).tolist()))
 
     @property
     def free(self) -> bool:
