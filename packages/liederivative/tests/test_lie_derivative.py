@@ -368,7 +368,7 @@ def test_bad_images(x, message, measure):
         (lambda x: x, "cannot be known; declare it"),
         (lambda x: (x, x), "expected the model to return one tensor, got tuple"),
         (lambda x: {"logits": x}, "got dict"),
-        (lambda x: x.mean(), "one entry for each of the 2 images"),
+        (lambda x: x.mean(), "one entry for each of the 2 samples"),
         (lambda x: x.mean(dim=(2, 3)).argmax(1), "return scores, not labels"),
     ],
 )

@@ -5,7 +5,31 @@ differentiation), `liederivative.metrics` (the local equivariance error), `liede
 by name), `liederivative.images` (photographs), `liederivative.plots`.
 """
 
-from liederivative.actions import GENERATORS, NCHW, NHWC, Generator, Invariant, Layout, Tokens
+from liederivative.actions import (
+    GENERATORS,
+    NCDHW,
+    NCHW,
+    NCT,
+    NHWC,
+    NTC,
+    Action,
+    Colours,
+    Element,
+    Generator,
+    Images,
+    Invariant,
+    Joint,
+    Layout,
+    Points,
+    Sequences,
+    Tokens,
+    VectorFields,
+    VectorGrid,
+    Vectors,
+    Videos,
+    Volumes,
+    Windows,
+)
 from liederivative.derivative import lie_derivative, lie_derivatives
 from liederivative.metrics import LEE, lee
 
@@ -13,12 +37,28 @@ __version__ = "0.1.0"
 __all__ = [
     "GENERATORS",
     "LEE",
+    "NCDHW",
     "NCHW",
+    "NCT",
     "NHWC",
+    "NTC",
+    "Action",
+    "Colours",
+    "Element",
     "Generator",
+    "Images",
     "Invariant",
+    "Joint",
     "Layout",
+    "Points",
+    "Sequences",
     "Tokens",
+    "VectorFields",
+    "VectorGrid",
+    "Vectors",
+    "Videos",
+    "Volumes",
+    "Windows",
     "lee",
     "lie_derivative",
     "lie_derivatives",

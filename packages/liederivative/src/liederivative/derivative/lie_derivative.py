@@ -3,7 +3,7 @@ r"""The Lie derivative of a model: how fast its output departs from equivariance
 .. math:: (L_X f)(x) = \frac{d}{dt}\Big|_0 \rho_2(e^{-tX}) f(\rho_1(e^{tX}) x)
                      = Df(x)[\rho_1(X) x] - \rho_2(X) f(x),
 
-with the group acting on images by :math:`\rho_1` and on outputs by :math:`\rho_2`. The model is equivariant
+with the group acting on inputs by :math:`\rho_1` and on outputs by :math:`\rho_2`. The model is equivariant
 to the connected group that the X generate exactly when every L_X f is zero. Linear in X, so that a few
 tangents give every generator of their span.
 
@@ -18,20 +18,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from lie.run import UserError, check_finite
 from torch import Tensor
 
 from liederivative.actions import (
-    Generator,
+    Action,
+    GeneratorLike,
+    Images,
     Layout,
-    image_tangents,
     resolve_generators,
     resolve_layout,
     spanning_tangents,
 )
 from liederivative.derivative.evaluation import evaluation_mode, module_of
+from liederivative.derivative.metadata import declared_layout
 from liederivative.derivative.pushforward import LADDER, Rung, push_forward
+
+Selector = str | int | Callable[[Any], Tensor]
+"""Which part of a structured output: a key, an attribute, an index, or a function."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +51,40 @@ class LieDerivatives:
 
 
 def lie_derivative(
-    model: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "B C H W"],
-    generator: str | Generator,
+    model: Callable[..., Any],
+    x: Any,
+    generator: str | GeneratorLike,
     *,
-    output: str | Layout | None = None,
+    action: Action | None = None,
+    output: str | Layout | Callable[[Tensor, Tensor], Tensor] | None = None,
+    select: Selector | None = None,
     probabilities: bool = False,
 ) -> Tensor:
-    """The Lie derivative of ``model`` at the images ``x`` under one generator, of the output's shape.
+    """The Lie derivative of ``model`` at ``x`` under one generator, of the output's shape.
 
     Args:
-        model: any callable from images to a tensor that treats each image alone. A module is held in
-            evaluation mode meanwhile and comes back as it was.
-        x: images (B, C, H, W), as the model takes them (normalised), in its dtype and on its device.
-        generator: one of `liederivative.GENERATORS`, or a `Generator`.
-        output: how the output moves: "invariant" (class scores, embeddings), "NCHW", "NHWC" or
-            ``Tokens(grid=..., prefix=...)``. None is accepted for (B,) and (B, C): invariant.
+        model: any callable that treats each sample of a batch alone. A module is held in evaluation mode
+            meanwhile and comes back as it was.
+        x: images (B, C, H, W), as the model takes them (normalised), in its dtype and on its device; or whatever
+            ``action`` moves. A tuple is passed on as several arguments.
+        generator: the name of one of the action's generators (for images those of `liederivative.GENERATORS`), or
+            an element of its algebra.
+        action: how the input moves: `Images` by default, `Volumes`, `Videos`, `Sequences`, `Points`, `Vectors`,
+            `Colours`, `VectorFields`, `Joint`.
+        output: how the output moves: "invariant" (class scores, embeddings), "NCHW", "NHWC", "NCDHW", "NCT", "NTC",
+            ``Tokens(grid=..., prefix=...)``, ``Windows(...)``, ``Points(group)``, ``Vectors(group)``, or a function
+            ``(value, coefficients) -> (K, *value.shape)``. None is accepted for (B,) and (B, C), taken as invariant,
+            and for the features of a timm model whose metadata tell.
+        select: which part of a dictionary, tuple or object that the model returns is measured.
         probabilities: take the softmax over the output's channels first, as the paper does for classifiers.
 
     Returns:
-        Tensor of the shape of ``model(x)``, detached; units of output per unit of the group's parameter
+        Tensor of the shape of the (selected) output, detached; units of output per unit of the group's parameter
         (for ``translate_x``, half the image's width from first to last pixel centre).
 
     Raises:
-        UserError: for an unknown generator or layout, an input that is not a batch of floating-point
-            images, or an output that is not one finite tensor.
+        UserError: for an unknown generator or layout, an input that the action does not move, or an output that is
+            not one finite tensor.
 
     Laws: linear in the generator (rotate = shear_x - shear_y); zero for every equivariant model.
 
@@ -79,88 +92,168 @@ def lie_derivative(
     >>> lie_derivative(blank, torch.ones(1, 3, 8, 8), "saturate")
     tensor([[1., 1., 1.]])
     """
-    return lie_derivatives(model, x, [generator], output=output, probabilities=probabilities).derivatives[0]
+    return lie_derivatives(
+        model, x, [generator], action=action, output=output, select=select, probabilities=probabilities
+    ).derivatives[0]
 
 
 def lie_derivatives(
-    model: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "B C H W"],
-    generators: str | Generator | Iterable[str | Generator],
+    model: Callable[..., Any],
+    x: Any,
+    generators: str | GeneratorLike | Iterable[str | GeneratorLike],
     *,
-    output: str | Layout | None = None,
+    action: Action | None = None,
+    output: str | Layout | Callable[[Tensor, Tensor], Tensor] | None = None,
+    select: Selector | None = None,
     probabilities: bool = False,
     tangents_per_pass: int = 7,
     ladder: Sequence[Rung] = LADDER,
 ) -> LieDerivatives:
-    """The Lie derivatives under several generators, from at most seven tangents.
+    """The Lie derivatives under several generators, for images from at most seven tangents.
 
     Args:
-        model: as for `lie_derivative`, and so are x, output, probabilities and the errors raised.
-        x: images (B, C, H, W).
-        generators: names or `Generator` objects, each once.
+        model: as for `lie_derivative`, and so are x, action, output, select, probabilities and the errors raised.
+        x: images (B, C, H, W), or what ``action`` moves.
+        generators: names or elements, each once.
+        action: how the input moves.
         output: layout of the output.
+        select: part of the output.
         probabilities: take the softmax first.
         tangents_per_pass: how many tangents are pushed through the model at once; fewer take less memory.
         ladder: ways of differentiating to try, in order.
     """
-    chosen = resolve_generators(generators)
-    check_images(model, x)
+    action = Images() if action is None else action
+    chosen = resolve_generators(generators, action.generators)
+    check_inputs(model, x, action)
     if tangents_per_pass < 1:
         raise UserError(f"expected at least one tangent a pass, got {tangents_per_pass}")
-    x = x.detach().clone()  # dense and plain: views that repeat memory have no dual
-    tangents, mixing = spanning_tangents(chosen, x)
+    parts, rebuild = moving_parts(x)
+    domain = action.domain(x)
+    coefficients, mixing = spanning_tangents(chosen, parts[0])
+    velocities, _ = moving_parts(action.tangents(x, coefficients))
+    batch = len(parts[0])
     layout: Layout | None = None
 
-    def f(image: Tensor) -> Tensor:
+    def f(*moving: Tensor) -> Tensor:
         nonlocal layout
-        value = _one_tensor(model(image), len(x))
-        layout = resolve_layout(output, value)
+        arguments = rebuild(moving)
+        value = model(*arguments) if isinstance(arguments, tuple) else model(arguments)
+        value = one_tensor(value, batch, select)
+        layout = resolve_layout(declared_layout(model, value, domain) if output is None else output, value)
         return value.softmax(dim=layout.channel_dim) if probabilities else value
 
     with evaluation_mode(model), torch.no_grad():
-        pushed = push_forward(f, x, image_tangents(x, tangents), tangents_per_pass=tangents_per_pass, ladder=ladder)
+        pushed = push_forward(f, parts, velocities, tangents_per_pass=tangents_per_pass, ladder=ladder)
         assert layout is not None
-        remedy = "check the model's weights, and that the images are normalised as it was trained"
-        check_finite("outputs of the model", pushed.value, remedy=remedy)
-        check_finite("derivatives of the model's outputs", pushed.derivative, remedy=remedy)
-        ideal = layout.tangents(pushed.value, tangents, (x.shape[-2], x.shape[-1]))
+        check_outputs(model, pushed.value, pushed.derivative, lambda: f(*parts))
+        ideal = layout.tangents(pushed.value, coefficients, domain)
         derivatives = torch.tensordot(mixing.to(pushed.value.dtype), pushed.derivative - ideal, dims=1)
     return LieDerivatives(pushed.value, derivatives, pushed.rung)
 
 
+def moving_parts(x: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:
+    """The floating-point tensors in ``x``, dense and detached, and a function that puts others in their place."""
+    if isinstance(x, Tensor):
+        return [x.detach().clone(memory_format=torch.contiguous_format)], lambda parts: parts[0]
+    keys = list(x) if isinstance(x, dict) else list(range(len(x)))
+    moving = [key for key in keys if isinstance(x[key], Tensor) and x[key].is_floating_point()]
+
+    def rebuild(parts: Sequence[Tensor]) -> Any:
+        new = {key: x[key] for key in keys} | dict(zip(moving, parts, strict=True))
+        return new if isinstance(x, dict) else tuple(new.values())
+
+    return [x[key].detach().clone(memory_format=torch.contiguous_format) for key in moving], rebuild
+
+
 def check_images(model: Callable[..., Any], x: Tensor) -> None:
     """Raise `UserError` unless ``x`` is a batch of finite images in the dtype and on the device of ``model``."""
-    if not isinstance(x, Tensor) or x.ndim != 4:
-        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise UserError(f"expected images as a tensor of shape (B, C, H, W), got {got}")
-    if not x.is_floating_point():
-        raise UserError(
-            f"expected floating-point images, got {x.dtype}; convert and normalise them as the model was trained"
-        )
-    if len(x) == 0:
-        raise UserError(f"expected at least one image, got a batch of zero (shape {tuple(x.shape)})")
-    if min(x.shape[-2:]) < 2:
-        raise UserError(f"expected images of at least 2 x 2 pixels, got shape {tuple(x.shape)}")
-    check_finite("images", x)
+    check_inputs(model, x, Images())
+
+
+def check_inputs(model: Callable[..., Any], x: Any, action: Action) -> None:
+    """Raise `UserError` unless ``x`` is a finite batch that ``action`` moves, in the dtype and on the device of
+    ``model``.
+    """
+    action.check(x)
     module = module_of(model)
     parameters = [p for p in module.parameters() if p.is_floating_point()] if module is not None else []
-    if parameters and all(p.dtype != x.dtype or p.device != x.device for p in parameters):
-        raise UserError(
-            f"expected images of the model's dtype and device, {parameters[0].dtype} on {parameters[0].device}, "
-            f"got {x.dtype} on {x.device}; convert one of them"
-        )
+    for part in moving_parts(x)[0]:
+        if parameters and all(p.dtype != part.dtype or p.device != part.device for p in parameters):
+            raise UserError(
+                f"expected inputs of the model's dtype and device, {parameters[0].dtype} on {parameters[0].device}, "
+                f"got {part.dtype} on {part.device}; convert one of them"
+            )
 
 
-def _one_tensor(value: Any, batch: int) -> Tensor:
+def check_outputs(
+    model: Callable[..., Any], value: Tensor, derivative: Tensor, run: Callable[[], object] | None = None
+) -> None:
+    """Raise `UserError` for NaN or infinite outputs or derivatives; ``run`` finds the layer they come from."""
+    if bool(torch.isfinite(value).all()) and bool(torch.isfinite(derivative).all()):
+        return
+    remedy = "check the model's weights, and that the inputs are normalised as it was trained"
+    layer = first_bad_layer(model, run) if run is not None else None
+    if layer is not None:
+        remedy = f"the first of them come from the layer {layer!r}; {remedy}"
+    check_finite("outputs of the model", value, remedy=remedy)
+    check_finite("derivatives of the model's outputs", derivative, remedy=remedy)
+
+
+def first_bad_layer(model: Callable[..., Any], run: Callable[[], object]) -> str | None:
+    """The innermost module whose output is the first to hold NaN or infinity; None if no module's does."""
+    module = module_of(model)
+    if module is None:
+        return None
+    found: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_: object, __: object, out: Any) -> None:
+            if not found and isinstance(out, Tensor) and out.is_floating_point() and not out.isfinite().all():
+                found.append(name)
+
+        return hook
+
+    handles = [part.register_forward_hook(watch(name or type(part).__name__)) for name, part in module.named_modules()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
+
+
+def one_tensor(value: Any, batch: int, select: Selector | None = None) -> Tensor:
+    """The part of a model's output that is measured.
+
+    Raises:
+        UserError: if there is no such part, or it is not a floating-point tensor with one entry a sample.
+    """
+    if select is not None:
+        value = _selected(value, select)
     if not isinstance(value, Tensor):
+        parts = f" with {', '.join(map(repr, value))}" if isinstance(value, dict) else ""
         raise UserError(
-            f"expected the model to return one tensor, got {type(value).__name__}; "
-            "wrap it in a function that selects one"
+            f"expected the model to return one tensor, got {type(value).__name__}{parts}; "
+            "choose one by select=, a key, an index or a function"
         )
     if value.ndim == 0 or value.shape[0] != batch:
         raise UserError(
-            f"expected an output with one entry for each of the {batch} images in front, got shape {tuple(value.shape)}"
+            f"expected an output with one entry for each of the {batch} samples in front, got shape "
+            f"{tuple(value.shape)}"
         )
     if not value.is_floating_point():
         raise UserError(f"expected a floating-point output, got {value.dtype}; return scores, not labels")
     return value
+
+
+def _selected(value: Any, select: Selector) -> Any:
+    if callable(select):
+        return select(value)
+    try:
+        return getattr(value, select) if isinstance(select, str) and not isinstance(value, dict) else value[select]
+    except (KeyError, IndexError, AttributeError, TypeError):
+        known = list(value) if isinstance(value, dict) else f"{len(value)} parts" if hasattr(value, "__len__") else "no"
+        raise UserError(
+            f"expected an output with the part {select!r}, got {type(value).__name__} with {known}; "
+            "give select= a key, an index or a function"
+        ) from None

@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from lie.autodiff import jvp_along
 from lie.run import UserError
 from torch import Tensor
@@ -52,9 +51,9 @@ class PushForward:
 
 
 def push_forward(
-    f: Callable[[Tensor], Tensor],
-    x: Float[Tensor, " B *shape"],
-    tangents: Float[Tensor, "K B *shape"],
+    f: Callable[..., Tensor],
+    x: Tensor | Sequence[Tensor],
+    tangents: Tensor | Sequence[Tensor],
     *,
     tangents_per_pass: int = 7,
     ladder: Sequence[Rung] = LADDER,
@@ -62,15 +61,17 @@ def push_forward(
     """The value of ``f`` at ``x`` and its derivative along K tangents.
 
     Args:
-        f: map on tensors; no gradient with respect to its parameters is recorded.
-        x: point.
-        tangents: K tangents at ``x``.
+        f: map on one or several tensors; no gradient with respect to its parameters is recorded.
+        x: point, or the points of several arguments.
+        tangents: K tangents at ``x``, (K, *x.shape), or those of each argument.
         tangents_per_pass: how many are pushed in one pass; fewer take less memory and more time.
         ladder: rungs to try, in order.
 
     Raises:
         UserError: if ``f`` runs but no rung can differentiate it. An error of ``f`` itself comes through.
     """
+    points = [x] if isinstance(x, Tensor) else list(x)
+    velocities = [tangents] if isinstance(tangents, Tensor) else list(tangents)
     failures: list[RuntimeError] = []
     for rung in ladder:
         with ExitStack() as stack:
@@ -81,13 +82,13 @@ def push_forward(
             if not rung.mkldnn:
                 stack.enter_context(torch.backends.mkldnn.flags(enabled=False))
             try:
-                value, derivative = _push(f, x, tangents, tangents_per_pass if rung.vectorised else 1)
+                value, derivative = _push(f, points, velocities, tangents_per_pass if rung.vectorised else 1)
                 return PushForward(value, derivative, rung)
             except torch.OutOfMemoryError:
                 raise  # another rung would only need more time
             except RuntimeError as error:
                 if not failures:
-                    f(x)  # if the model cannot run at all, its own error is the one to show
+                    f(*points)  # if the model cannot run at all, its own error is the one to show
                 failures.append(error)
     reason = str(failures[0]).strip().splitlines()[0]
     raise UserError(
@@ -96,15 +97,15 @@ def push_forward(
     ) from failures[0]
 
 
-def _push(f: Callable[[Tensor], Tensor], x: Tensor, tangents: Tensor, tangents_per_pass: int) -> tuple[Tensor, Tensor]:
+def _push(
+    f: Callable[..., Tensor], points: list[Tensor], tangents: list[Tensor], tangents_per_pass: int
+) -> tuple[Tensor, Tensor]:
     value, derivatives = None, []
-    for chunk in tangents.split(tangents_per_pass):
-        if len(chunk) == 1:  # without the overhead of vmap
-            first_value, derivative = jvp_along(f, x, chunk[0])
-            derivatives.append(derivative[None])
-        else:
-            first_value, derivative = jvp_along(f, x, chunk)
-            derivatives.append(derivative)
+    for chunk in zip(*(tangent.split(tangents_per_pass) for tangent in tangents), strict=True):
+        single = len(chunk[0]) == 1  # without the overhead of vmap
+        velocity = [tangent[0] for tangent in chunk] if single else list(chunk)
+        first_value, derivative = jvp_along(lambda parts: f(*parts), points, velocity)
+        derivatives.append(derivative[None] if single else derivative)
         value = first_value if value is None else value
     assert value is not None
     return value, torch.cat(derivatives)
