@@ -351,8 +351,8 @@ def test_errors_of_consistency():
     x = noise(2, 1, 8, 8)
     with pytest.raises(UserError, match="did you mean 'circular'"):
         shift_consistency(lambda x: x.flatten(1), x, boundary="circle")
-    with pytest.raises(UserError, match="max_shift from 1 to 6"):
-        shift_consistency(lambda x: x.flatten(1), x)
+    with pytest.raises(UserError, match="max_shift from 1 to 7"):
+        shift_consistency(lambda x: x.flatten(1), x, max_shift=8)
     with pytest.raises(UserError, match="expected class scores"):
         shift_consistency(lambda x: x, x, max_shift=2)
 
@@ -443,3 +443,15 @@ def test_results_have_the_inputs_dtype(dtype):
         assert mask.shape == (32, 32)
         assert mask.dtype == torch.bool
     assert transform_image(x, "rotate", 0.1).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "module", ["consistency", "equivariance_quality", "finite", "local_error", "resampling", "sample_invariance"]
+)
+def test_the_examples_in_docstrings(module):
+    import doctest
+    import importlib
+
+    found = doctest.testmod(importlib.import_module(f"liederivative.metrics.{module}"))
+    assert found.attempted > 0
+    assert found.failed == 0

@@ -85,9 +85,9 @@ def shift_consistency(
     """
     if boundary not in ("circular", "crop"):
         raise unknown_name("boundary", boundary, ("circular", "crop"))
-    smallest = min(x.shape[-2:]) if isinstance(x, Tensor) and x.ndim == 4 else max_shift + 2
-    if not 1 <= max_shift <= smallest - 2:
-        raise UserError(f"expected max_shift from 1 to {smallest - 2} pixels for these images, got {max_shift}")
+    smallest = min(x.shape[-2:]) if isinstance(x, Tensor) and x.ndim == 4 else max_shift + 1
+    if not 1 <= max_shift < smallest:
+        raise UserError(f"expected max_shift from 1 to {smallest - 1} pixels for these images, got {max_shift}")
     along: tuple[list[Tensor], list[Tensor]] = ([], [])
     with Evaluator(model, x, "invariant", False) as f:
         for batch in x.split(batch_size):
