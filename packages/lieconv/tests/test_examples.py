@@ -17,3 +17,9 @@ def load(name):
 
 def test_own_group():
     assert load("own_group").main() > 0.9
+
+
+def test_dipoles():
+    upright, turned, change = load("dipoles").main(100)
+    assert upright < 0.3  # 0.02 after 300 steps
+    assert abs(turned - upright) < 1e-4 and change < 1e-5

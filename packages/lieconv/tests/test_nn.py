@@ -153,7 +153,8 @@ for _ in range(2):  # twice: running statistics too must be those of one process
     net.zero_grad()
     (model(x, values, mask) - target).square().mean().backward()
 if rank == 0:
-    state = {"grad " + n: p.grad for n, p in net.named_parameters()} | {"buffer " + n: b for n, b in net.named_buffers()}
+    state = {"gradient " + name: parameter.grad for name, parameter in net.named_parameters()}
+    state |= {"buffer " + name: buffer for name, buffer in net.named_buffers()}
     torch.save(state, f"{folder}/{size}.pt")
 if size > 1:
     torch.distributed.destroy_process_group()

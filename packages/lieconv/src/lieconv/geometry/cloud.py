@@ -26,6 +26,7 @@ class Cloud:
         count: how many samples.
         shape: (B, N) of a padded batch, None of a ragged one.
         cell: rows are the vectors of a periodic cell, (count, d, d); None where nothing repeats.
+        full: whether all points are known to be valid; False where that is not known.
     """
 
     coords: Float[Tensor, "P d"]
@@ -34,6 +35,7 @@ class Cloud:
     count: int
     shape: tuple[int, int] | None
     cell: Float[Tensor, "B d d"] | None = None
+    full: bool = False
 
     def flat(self, values: Tensor) -> Tensor:
         """Values of the points as given, (B, N, C) or (P, C), as (P, C)."""
@@ -82,6 +84,7 @@ def cloud_of(
             f"expected {name} of dimension {group.point_dim} for {group!r}, got shape {tuple(coords.shape)}; "
             "choose a group that acts on your points"
         )
+    full = mask is None
     if mask is None:
         mask = torch.ones(coords.shape[:-1], dtype=torch.bool, device=coords.device)
     if mask.dtype != torch.bool:
@@ -91,14 +94,22 @@ def cloud_of(
     if mask.device != coords.device:
         raise ValueError(f"expected the mask on {coords.device}, where the {name} are, got {mask.device}")
     _check_finite(coords, mask, name)
-    # Padding may hold anything; from here on it is zero, so that no NaN of it reaches a gradient.
-    coords = torch.where(mask.unsqueeze(-1), coords, torch.zeros_like(coords))
+    full = full or all_valid(mask)
+    if not full:
+        # Padding may hold anything; from here on it is zero, so that no NaN of it reaches a gradient.
+        coords = coords.masked_fill(~mask.unsqueeze(-1), 0.0)
     if batch is None:
         B, N = coords.shape[:2]  # noqa: N806
         sample = torch.arange(B, device=coords.device).unsqueeze(1).expand(B, N).flatten()
-        return Cloud(coords.flatten(0, 1), mask.flatten(), sample, B, (B, N), _check_cell(cell, B, coords))
+        return Cloud(coords.flatten(0, 1), mask.flatten(), sample, B, (B, N), _check_cell(cell, B, coords), full)
     count = _check_batch(batch, coords)
-    return Cloud(coords, mask, batch.long(), count, None, _check_cell(cell, count, coords))
+    return Cloud(coords, mask, batch.long(), count, None, _check_cell(cell, count, coords), full)
+
+
+def all_valid(mask: Tensor) -> bool:
+    """Whether a mask hides nothing, where looking does not make an accelerator wait."""
+    plain = plain_values(mask) if mask.device.type == "cpu" else None
+    return plain is not None and bool(plain.all())
 
 
 def _check_finite(coords: Tensor, mask: Tensor, name: str) -> None:

@@ -40,6 +40,7 @@ class Geometry:
         shape: (B, N) of the points of a padded batch, None of a ragged one.
         num_samples: group elements a point.
         source_shape: (B, N) of the sources of a padded batch, None of a ragged one.
+        full, source_full: whether all points and all sources are known to be valid.
     """
 
     indices: Int[Tensor, "M k"]
@@ -55,6 +56,8 @@ class Geometry:
     shape: tuple[int, int] | None
     num_samples: int = 1
     source_shape: tuple[int, int] | None = None
+    full: bool = False
+    source_full: bool = False
 
     def spread(self, values: Float[Tensor, "*copies P C"]) -> Float[Tensor, "*copies PK C"]:
         """Values of the sources repeated for the elements of each, a sample axis flattened if there is one."""
@@ -76,6 +79,42 @@ class Geometry:
             raise ValueError("the points of this geometry are not among its sources")
         return values.index_select(-2, self.targets)
 
+    def restricted(
+        self,
+        targets: Int[Tensor, " M"],
+        *,
+        target_shape: tuple[int, int] | None = None,
+        target_mask: Bool[Tensor, " M"] | None = None,
+    ) -> Geometry:
+        """The neighbourhoods of some of the points alone; arguments as of `build_geometry`, of which it is a part.
+
+        Raises:
+            ValueError: where the points of this geometry are not its sources.
+        """
+        if self.targets is not None:
+            raise ValueError("expected a geometry whose points are its sources")
+        K = self.num_samples  # noqa: N806
+        copies = 1 if target_shape is None or self.shape is None else self.shape[0] // target_shape[0]
+        rows = _element_rows(_repeated_index(targets, copies, self.mask.shape[0] // (K * copies)), K)
+        mask = self.mask[rows]
+        if target_mask is not None:
+            mask = mask & target_mask.repeat(copies).repeat_interleave(K)
+        tensors = (self.indices, self.weights, self.kernel_coords, self.offsets, self.positions)
+        indices, weights, kernel_coords, offsets, positions = (x.index_select(0, rows) for x in tensors)
+        return Geometry(
+            indices, weights * mask.unsqueeze(-1), kernel_coords, offsets, positions * mask.unsqueeze(-1), mask,
+            self.source_mask, self.sample[rows], rows, self.count,
+            None if target_shape is None else (copies * target_shape[0], K * target_shape[1]), K, self.source_shape,
+            self.full and target_mask is None, self.source_full,
+        )  # fmt: skip
+
+
+def _element_rows(points: Int[Tensor, " M"], num_samples: int) -> Int[Tensor, " MK"]:
+    """Rows of the elements of points."""
+    if num_samples == 1:
+        return points
+    return (points.unsqueeze(1) * num_samples + torch.arange(num_samples, device=points.device)).flatten()
+
 
 def _flatten(geometry: Geometry) -> tuple[list[Any], tuple[Any, ...]]:
     return [getattr(geometry, name) for name in _TENSORS], tuple(getattr(geometry, name) for name in _REST)
@@ -86,7 +125,7 @@ def _unflatten(tensors: Any, rest: tuple[Any, ...]) -> Geometry:
 
 
 _TENSORS = ("indices", "weights", "kernel_coords", "offsets", "positions", "mask", "source_mask", "sample", "targets")
-_REST = ("count", "shape", "num_samples", "source_shape")
+_REST = ("count", "shape", "num_samples", "source_shape", "full", "source_full")
 register_pytree_node(Geometry, _flatten, _unflatten, serialized_type_name="lieconv.geometry.Geometry")
 
 
@@ -208,7 +247,8 @@ def _targets(
     if targets is not None:
         mask = sources.mask[targets] if target_mask is None else sources.mask[targets] & target_mask
         coords = sources.coords[targets]
-        cloud = Cloud(coords, mask, sources.sample[targets], sources.count, target_shape)
+        full = sources.full and target_mask is None
+        cloud = Cloud(coords, mask, sources.sample[targets], sources.count, target_shape, full=full)
         return _Where(cloud, targets)
     return _Where(sources, None)
 
@@ -225,25 +265,41 @@ def _frame_geometry(
 ) -> Geometry:
     features = None if features is None else sources.flat(features)
     own, copies = where.cloud is sources, 1
-    near = find_neighbours(lift, sources, where.cloud, num_neighbors, quadrature=quadrature, **options)
-    around = near
-    needs_sources = lift.structure.rotations > 0 or lift.structure.dilation
-    if not own and needs_sources:
+    about_sources = lift.structure.rotations > 0 or lift.structure.dilation  # frames or sizes of all neighbours
+    around = None
+    if own or about_sources:
         around = find_neighbours(lift, sources, sources, num_neighbors, quadrature=quadrature, **options)
+    if own:
+        near = around
+    elif around is not None and where.targets is not None and where.targets.numel():
+        near = _rows_of(around, where)
+    else:
+        near = find_neighbours(lift, sources, where.cloud, num_neighbors, quadrature=quadrature, **options)
+    assert near is not None
+    around = near if around is None else around
     if features is not None and features.shape[0] != sources.coords.shape[0]:
         # One set of points, many sets of features: neighbours are found once, frames belong to each.
         copies = len(features) // len(sources.coords)
         near, around = (_repeated(x, copies, len(sources.coords)) for x in (near, around))
         sources, where = (
             _repeated_cloud(sources, copies),
-            _Where(_repeated_cloud(where.cloud, copies), _repeated_index(where.targets, copies, len(sources.coords))),
+            _Where(
+                _repeated_cloud(where.cloud, copies),
+                None if where.targets is None else _repeated_index(where.targets, copies, len(sources.coords)),
+            ),
         )
         centre = centre.repeat(copies, 1)
     frames = None
     if lift.structure.rotations > 0 and not lift.about_centre:
         theirs = _frames(lift, sources, around, features)
-        mine = theirs if own else _frames(lift, where.cloud, near, features)
-        assert theirs is not None and mine is not None
+        assert theirs is not None
+        if own:
+            mine = theirs
+        elif where.targets is not None and where.targets.numel():
+            mine = theirs.index_select(0, where.targets)
+        else:
+            mine = _frames(lift, where.cloud, near, features)
+        assert mine is not None
         frames = mine.unsqueeze(1), gather(theirs, near.indices)
     size = None
     if lift.structure.dilation and not lift.about_centre:
@@ -286,7 +342,7 @@ def _element_geometry(
     K, generator = lift.num_samples, options["generator"]  # noqa: N806
     v = lift.elements(sources.coords, generator) if elements is None else elements
     if where.targets is not None and where.targets.numel():
-        rows = (where.targets.unsqueeze(1) * K + torch.arange(K, device=where.targets.device)).flatten()
+        rows = _element_rows(where.targets, K)
         u = v[0][rows], v[1][rows]
     else:
         u = v if where.cloud is sources else lift.elements(where.cloud.coords, generator)
@@ -317,7 +373,7 @@ def _elements_of(cloud: Cloud, count: int) -> Cloud:
         return cloud
     shape = None if cloud.shape is None else (cloud.shape[0], cloud.shape[1] * count)
     coords, mask, sample = (x.repeat_interleave(count, dim=0) for x in (cloud.coords, cloud.mask, cloud.sample))
-    return Cloud(coords, mask, sample, cloud.count, shape, cloud.cell)
+    return Cloud(coords, mask, sample, cloud.count, shape, cloud.cell, cloud.full)
 
 
 def _assembled(
@@ -338,6 +394,8 @@ def _assembled(
         points.shape,
         num_samples,
         sources.shape,
+        points.full,
+        sources.full,
     )
 
 
@@ -345,6 +403,13 @@ def _positions(points: Cloud, sources: Cloud, centre: Tensor) -> Tensor:
     if sources.cell is not None:
         return torch.zeros_like(points.coords)
     return (points.coords - centre[points.sample]) * points.mask.unsqueeze(-1)
+
+
+def _rows_of(near: Neighbourhoods, where: _Where) -> Neighbourhoods:
+    assert where.targets is not None
+    tensors = (near.indices, near.weights, near.offsets, near.squared, near.squared_radius)
+    indices, weights, *rest = (x.index_select(0, where.targets) for x in tensors)
+    return Neighbourhoods(indices, weights * where.cloud.mask.unsqueeze(-1), *rest)
 
 
 def _repeated(near: Neighbourhoods, copies: int, step: int) -> Neighbourhoods:
@@ -359,11 +424,11 @@ def _repeated_cloud(cloud: Cloud, copies: int) -> Cloud:
     sample = torch.arange(copies, device=cloud.sample.device).repeat_interleave(len(cloud.sample))
     cell = None if cloud.cell is None else cloud.cell.repeat(copies, 1, 1)
     shape = (copies, cloud.shape[1])
-    return Cloud(cloud.coords.repeat(copies, 1), cloud.mask.repeat(copies), sample, copies, shape, cell)
+    return Cloud(cloud.coords.repeat(copies, 1), cloud.mask.repeat(copies), sample, copies, shape, cell, cloud.full)
 
 
-def _repeated_index(index: Tensor | None, copies: int, step: int) -> Tensor | None:
-    if index is None or not index.numel():
+def _repeated_index(index: Tensor, copies: int, step: int) -> Tensor:
+    if copies == 1 or not index.numel():
         return index
     return (torch.arange(copies, device=index.device).unsqueeze(1) * step + index).flatten()
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lie.groups import LieGroup
 from torch import Tensor
 
-from lieconv.geometry.cloud import Cloud, cloud_of
+from lieconv.geometry.cloud import Cloud, cloud_of, plain_values
 from lieconv.geometry.lifts import ElementLift, Lift, make_lift
 from lieconv.geometry.neighbours import find_neighbours
 
@@ -60,7 +61,7 @@ def farthest_points(
     points = embedded[place]  # (B, N, e)
     B, N = place.shape  # noqa: N806
     counts = valid.sum(1)
-    wanted = (fraction * counts).ceil().long().clamp(min=1).minimum(counts)
+    wanted = (fraction * counts.double()).ceil().long().clamp(min=1).minimum(counts)
     most = max(1, math.ceil(fraction * N))
     if at_random:
         score = torch.rand(B, N, generator=generator, device=coords.device)
@@ -68,16 +69,46 @@ def farthest_points(
         alone = find_neighbours(lift, cloud, cloud, min(8, max(1, N - 1)))
         score = alone.squared_radius.squeeze(-1)[place]
     chosen = _first_largest(score.masked_fill(~valid, -1.0))  # (B,)
-    index = torch.empty(B, most, dtype=torch.long, device=coords.device)
-    nearest = torch.full((B, N), torch.inf, dtype=points.dtype, device=coords.device)
-    each = torch.arange(B, device=coords.device)
+    index = _by_numbers(points, valid, chosen, most)
+    if index is None:
+        index = _one_after_another(points, valid, chosen, most)
+    kept = torch.arange(most, device=coords.device) < wanted.unsqueeze(1)
+    return place.gather(1, index).flatten(), (B, most), kept.flatten()
+
+
+def _one_after_another(points: Tensor, valid: Tensor, chosen: Tensor, most: int) -> Int[Tensor, "B M"]:
+    B, N, _ = points.shape  # noqa: N806
+    index = torch.empty(B, most, dtype=torch.long, device=points.device)
+    nearest = torch.full((B, N), torch.inf, dtype=points.dtype, device=points.device)
+    each = torch.arange(B, device=points.device)
     for i in range(most):
         index[:, i] = chosen
         distance = (points - points[each, chosen].unsqueeze(1)).square().sum(-1)
         nearest = torch.minimum(nearest, distance)
         chosen = _first_largest(nearest.masked_fill(~valid, -1.0))
-    kept = torch.arange(most, device=coords.device) < wanted.unsqueeze(1)
-    return place.gather(1, index).flatten(), (B, most), kept.flatten()
+    return index
+
+
+def _by_numbers(points: Tensor, valid: Tensor, chosen: Tensor, most: int) -> Int[Tensor, "B M"] | None:
+    """The same on a CPU, where each of these many small steps costs numpy a tenth of what it costs torch."""
+    values = [plain_values(x) for x in (points, valid, chosen)]
+    if points.device.type != "cpu" or any(x is None for x in values):
+        return None
+    p, there, first = (x.numpy() for x in values if x is not None)
+    index = np.empty((len(p), most), np.int64)
+    for b in range(len(p)):
+        coordinates = np.ascontiguousarray(p[b].T)  # (e, N)
+        nearest = np.where(there[b], np.inf, -1.0).astype(p.dtype)
+        distance, difference = np.empty_like(nearest), np.empty_like(coordinates)
+        last = int(first[b])
+        for i in range(most):
+            index[b, i] = last
+            np.subtract(coordinates, coordinates[:, last, None], out=difference)
+            np.einsum("ij,ij->j", difference, difference, out=distance)
+            np.minimum(nearest, distance, out=nearest)
+            largest = nearest.max()
+            last = int((nearest >= largest - _TIE * abs(largest)).argmax())
+    return torch.from_numpy(index)
 
 
 def _first_largest(score: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from lie.groups import LieGroup
 from torch import Tensor, nn
 
 from lieconv.geometry import Geometry, farthest_points
+from lieconv.geometry.cloud import all_valid
 from lieconv.geometry.geometry import lifted_elements
 from lieconv.geometry.lifts import Coordinates, ElementLift, LiftName
 from lieconv.nn.blocks import BottleneckBlock, pool
@@ -160,23 +161,26 @@ class LieResNet(nn.Module):
             values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
         features = None if self.frame_features is None else self.frame_features(values)
         level = _Level(coords, mask, batch, quadrature, features, self._elements(coords, mask))
-        geometry = self._geometry(0, level, cell)
+        geometry: Geometry | None = self._geometry(0, level, cell)
+        points = geometry  # a geometry at the points of x
         rows = rows_of(geometry, geometry.spread(values), self.in_channels)  # (S, P, c)
         x = self.embed(rows) + self.stem.from_rows(geometry, rows)
         depth = 0
         for block, fraction in zip(self.blocks, self.fractions, strict=True):
             if fraction < 1.0:
-                there, level = self._coarser(depth, level, fraction, cell)
-                depth += 1
-                x = block.from_rows(there, x)  # type: ignore[operator]
-                geometry = self._geometry(depth, level, cell)
+                points, level = self._coarser(depth, level, fraction, cell, geometry)
+                depth, geometry = depth + 1, None  # that of all points is made where a block asks for it
+                x = block.from_rows(points, x)  # type: ignore[operator]
             else:
+                geometry = self._geometry(depth, level, cell) if geometry is None else geometry
                 x = block.from_rows(geometry, x)  # type: ignore[operator]
-        x = nn.functional.silu(self.norm(x, geometry.mask))
-        return self._outputs(geometry, x)
+        x = nn.functional.silu(self.norm(x, None if points.full else points.mask))
+        vectors = None
+        if self.readout is not None:
+            vectors = self._vectors(self._geometry(depth, level, cell) if geometry is None else geometry, x)
+        return self._outputs(points, x, vectors)
 
-    def _outputs(self, geometry: Geometry, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        vectors = None if self.readout is None else self._vectors(geometry, x)
+    def _outputs(self, geometry: Geometry, x: Tensor, vectors: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         if self.pool:
             out = self.head(pool(geometry, x))
         else:
@@ -200,17 +204,24 @@ class LieResNet(nn.Module):
             frame_features=level.features, elements=level.elements, **more,
         )  # fmt: skip
 
-    def _coarser(self, depth: int, level: _Level, fraction: float, cell: Tensor | None) -> tuple[Geometry, _Level]:
-        """The geometry from a level to its well spread points, and these as a level."""
+    def _coarser(
+        self, depth: int, level: _Level, fraction: float, cell: Tensor | None, geometry: Geometry | None
+    ) -> tuple[Geometry, _Level]:
+        """The geometry from a level to its well spread points, part of that of all where it is known; these points."""
         at_random = self.training
         index, shape, kept = farthest_points(
             self.group, level.coords, level.mask, batch=level.batch, fraction=fraction, at_random=at_random,
             generator=self.generator,
         )  # fmt: skip
-        geometry = self._geometry(depth, level, cell, targets=index, target_shape=shape, target_mask=kept)
+        full = level.batch is None and (level.mask is None or all_valid(level.mask))
+        where: dict[str, Any] = {"target_shape": shape, "target_mask": None if full else kept}
+        if geometry is None:
+            geometry = self._geometry(depth, level, cell, targets=index, **where)
+        else:
+            geometry = geometry.restricted(index, **where)
         d = level.coords.shape[-1]
         coords = level.coords.reshape(-1, d)[index].view(*shape, d)
-        points = level.mask.reshape(-1)[index] & kept if level.mask is not None else kept
+        mask = None if full else (kept if level.mask is None else level.mask.reshape(-1)[index] & kept).view(shape)
         quadrature = None if level.quadrature is None else level.quadrature.reshape(-1)[index].view(shape)
         features = level.features
         if features is not None:
@@ -223,7 +234,7 @@ class LieResNet(nn.Module):
                 index.unsqueeze(1) * self.num_samples + torch.arange(self.num_samples, device=index.device)
             ).flatten()
             elements = elements[0][every], elements[1][every]
-        return geometry, _Level(coords, points.view(shape), None, quadrature, features, elements)
+        return geometry, _Level(coords, mask, None, quadrature, features, elements)
 
     def _elements(self, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The group elements of the points, drawn once and kept at every resolution."""

@@ -57,9 +57,11 @@ class BottleneckBlock(nn.Module):
 
     def from_rows(self, geometry: Geometry, rows: Float[Tensor, "S P c"]) -> Float[Tensor, "S M c"]:
         """The block on copies of the rows of the sources."""
-        y = self.reduce(nn.functional.silu(self.norms[0](rows, geometry.source_mask)))
-        y = self.conv.from_rows(geometry, nn.functional.silu(self.norms[1](y, geometry.source_mask)))
-        y = self.expand(nn.functional.silu(self.norms[2](y, geometry.mask)))
+        source_mask = None if geometry.source_full else geometry.source_mask
+        mask = None if geometry.full else geometry.mask
+        y = self.reduce(nn.functional.silu(self.norms[0](rows, source_mask)))
+        y = self.conv.from_rows(geometry, nn.functional.silu(self.norms[1](y, source_mask)))
+        y = self.expand(nn.functional.silu(self.norms[2](y, mask)))
         return geometry.at_targets(rows) + y
 
 

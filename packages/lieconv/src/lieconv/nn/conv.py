@@ -135,7 +135,7 @@ class LieConv(nn.Module):
             rows = max(1, _PAIRS // k)
             blocks = zip(*(x.split(rows) for x in pairs), strict=True)
             out = torch.cat([self._kept_small(*block, wide, S, matrices) for block in blocks], dim=1)
-        return out.masked_fill(~geometry.mask.unsqueeze(-1), 0.0)
+        return out if geometry.full else out.masked_fill(~geometry.mask.unsqueeze(-1), 0.0)
 
     def _kept_small(self, *arguments: Any) -> Tensor:
         """`_block`, computed again in backward."""

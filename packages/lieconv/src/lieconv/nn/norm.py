@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lieconv.nn.processes import over_processes
+from lieconv.nn.processes import many_processes, over_processes
 
 
 class MaskedBatchNorm(nn.Module):
@@ -37,31 +37,49 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Float[Tensor, "*batch P c"], mask: Bool[Tensor, "*#batch P"]) -> Float[Tensor, "*batch P c"]:
-        """Normalise; padded points come out as zero."""
-        valid = mask.unsqueeze(-1)
+    def forward(
+        self, x: Float[Tensor, "*batch P c"], mask: Bool[Tensor, "*#batch P"] | None = None
+    ) -> Float[Tensor, "*batch P c"]:
+        """Normalise; padded points come out as zero. Without a mask every point is valid."""
         dtype = x.dtype
         y = x.to(torch.promote_types(dtype, torch.float32))
+        if mask is None:
+            return self._plain(y).to(dtype)
+        padding = ~mask.unsqueeze(-1)
+        y = y.masked_fill(padding, 0.0)  # whatever stands there, NaN too
         if self.training:
-            mean, var = self._statistics(y, valid)
+            centred, var = self._centred(y, mask)
+            y = torch.addcmul(self.bias.to(y), centred, self.weight * (var + self.eps).rsqrt())
         else:
-            mean, var = self.running_mean.to(y.dtype), self.running_var.to(y.dtype)
-        normalised = (y - mean) * (var + self.eps).rsqrt() * self.weight + self.bias
-        return torch.where(valid, normalised, torch.zeros_like(normalised)).to(dtype)
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            y = torch.addcmul(self.bias - self.running_mean * scale, y, scale)
+        return y.masked_fill(padding, 0.0).to(dtype)
 
-    def _statistics(self, y: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        axes = tuple(range(y.ndim - 1))
-        count = self._over_all(valid.expand(*y.shape[:-1], 1).sum().to(y.dtype))
-        safe = count.clamp(min=1)
-        mean = self._over_all(torch.where(valid, y, torch.zeros_like(y)).sum(axes)) / safe
-        centred = torch.where(valid, y - mean, torch.zeros_like(y))
-        var = self._over_all(centred.square().sum(axes)) / safe
+    def _plain(self, y: Tensor) -> Tensor:
+        if self.training and (y[..., 0].numel() < 2 or (self.synchronise and many_processes())):
+            return self(y, y.new_ones(y.shape[:-1], dtype=torch.bool))
+        rows = y.reshape(-1, y.shape[-1])
+        statistics = self.running_mean, self.running_var
+        normalised = nn.functional.batch_norm(
+            rows, *statistics, self.weight, self.bias, training=self.training, momentum=self.momentum, eps=self.eps
+        )
+        return normalised.view_as(y)
+
+    def _centred(self, y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The values minus their mean over valid points, and their variance; the running averages follow."""
+        rows = y.reshape(-1, y.shape[-1])  # (P, c)
+        valid = mask.expand(y.shape[:-1]).reshape(-1).to(y.dtype)
+        count = self._over_all(valid.sum())
+        share = valid / count.clamp(min=1)
+        mean = self._over_all(share @ rows)
+        centred = rows - mean
+        var = self._over_all(share @ centred.square())
         with torch.no_grad():
             some = (count > 0).to(self.running_mean)
-            unbiased = torch.where(count > 1, var * safe / (safe - 1).clamp(min=1), torch.ones_like(var))
+            unbiased = torch.where(count > 1, var * count / (count - 1).clamp(min=1), torch.ones_like(var))
             self.running_mean.lerp_(mean.to(self.running_mean), self.momentum * some)
             self.running_var.lerp_(unbiased.to(self.running_var), self.momentum * some)
-        return mean, var
+        return centred.view_as(y), var
 
     def _over_all(self, total: Tensor) -> Tensor:
         return over_processes(total) if self.synchronise else total
@@ -78,14 +96,16 @@ class PointLayerNorm(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, x: Float[Tensor, "*batch P c"], mask: Bool[Tensor, "*#batch P"]) -> Float[Tensor, "*batch P c"]:
-        """Normalise."""
+    def forward(
+        self, x: Float[Tensor, "*batch P c"], mask: Bool[Tensor, "*#batch P"] | None = None
+    ) -> Float[Tensor, "*batch P c"]:
+        """Normalise. Without a mask every point is valid."""
         y = self.norm(x)
-        return torch.where(mask.unsqueeze(-1), y, torch.zeros_like(y))
+        return y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:
-    """``"batch"`` or ``"layer"`` normalisation, called as ``norm(x, mask)``."""
+    """``"batch"`` or ``"layer"`` normalisation, called as ``norm(x, mask)``, the mask None where all is valid."""
     if kind == "batch":
         return MaskedBatchNorm(channels)
     if kind == "layer":
