@@ -22,6 +22,8 @@ from lie.run import (
     write_json,
 )
 
+from liederivative.sweep.command import SweepCommand
+
 if TYPE_CHECKING:
     import torch
 
@@ -257,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "liederivative",
         "How equivariant is a trained network? Lie derivatives of any timm model. "
         "Example: liederivative measure resnet18 vit_tiny_patch16_224 --images sample",
-        {"measure": Measure},
+        {"measure": Measure, "sweep": SweepCommand},
         argv,
     )
 

@@ -1,0 +1,334 @@
+"""Sweeps: selection, records, failures, dead workers, kills and resumption, two dask workers, errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+from lie.run import UserError
+from liederivative import lee
+from liederivative.cli import main
+from liederivative.images import sample_photographs
+from liederivative.sweep import Sweep, Task, families, measure_task, read_records, run_sweep, select_models
+from liederivative.sweep.selection import family_of
+from liederivative.zoo import load_model
+
+QUICK = ["--image-size", "64", "--limit", "2", "--generators", "translate_x", "rotate", "--device", "cpu"]
+FAILS = "vit_small_patch14_dinov2"  # no classifier head
+
+
+def task(name: str, **options: Any) -> Task:
+    photographs = sample_photographs()[:1]
+    settings = {"generators": ("rotate",), "image_size": 64, "threads": 1} | options
+    return Task(name, "f", "sample", 1, tuple(photo.sha256 for photo in photographs), **settings)
+
+
+# --- which models ---
+
+
+def test_globs_families_lists_and_exclusions(tmp_path):
+    assert select_models(["vgg1[16]", "vgg11"]) == ("vgg11", "vgg16")
+    assert select_models(["vgg*"], exclude=["*_bn"]) == ("vgg11", "vgg13", "vgg16", "vgg19")
+    assert set(select_models([], family=["vgg", "selecsls"])) == set(
+        timm.list_models(module="vgg") + timm.list_models(module="selecsls")
+    )
+    assert select_models(["resnet18.a1_in1k", "resnet18"]) == ("resnet18.a1_in1k", "resnet18")
+    tagged = select_models(["resnet18.*"])
+    assert tagged
+    assert all(name.startswith("resnet18.") for name in tagged)
+    (tmp_path / "list.txt").write_text("# the paper's\nvgg11  # small\n\nvgg13*\n")
+    assert select_models([f"@{tmp_path}/list.txt"]) == ("vgg11", "vgg13", "vgg13_bn")
+    assert len(select_models(["*"])) == len(timm.list_models())
+    published = select_models(["mixer_*"], pretrained=True)
+    assert "mixer_s32_224" not in published  # known to timm, never published
+    assert "mixer_b16_224" in published
+
+
+def test_every_model_has_one_family():
+    assert sum(len(members) for members in families().values()) == len(timm.list_models())
+    assert family_of("resnet18.a1_in1k") == "resnet"
+    assert family_of("deit_tiny_patch16_224") == "deit"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        (["resnet81"], {}, "unknown timm model 'resnet81': did you mean"),
+        (["resnot*"], {}, "no timm model matches 'resnot\\*'; did you mean"),
+        ([], {"family": ["convnexts"]}, "unknown timm family 'convnexts': did you mean 'convnext'"),
+        ([], {}, "at least one timm model, got none from nothing"),
+        (["vgg11"], {"exclude": ["v*"]}, "at least one timm model, got none from vgg11"),
+        (["@no/such/file"], {}, "cannot read the list of models no/such/file"),
+        (["mixer_s32_224"], {"pretrained": True}, "no pretrained weights of mixer_s32_224"),
+    ],
+)
+def test_selections_that_name_nothing(arguments, options, message):
+    with pytest.raises(UserError, match=message):
+        select_models(arguments, **options)
+
+
+# --- the command ---
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sweep") / "deep" / "run"
+    names = ["test_resnet", FAILS, "test_vit"]
+    assert main(["sweep", *names, *QUICK, "--backend", "serial", "--threads", "1", "--out", str(out)]) == 0
+    return out
+
+
+def test_each_model_has_a_whole_record(swept):
+    records = read_records(swept)
+    assert sorted(records) == sorted(["test_resnet", FAILS, "test_vit"])
+    model = load_model("test_resnet", seed=0, image_size=64)
+    images = model.images([photo.image for photo in sample_photographs()[:2]])
+    errors = lee(model.module, images, ["translate_x", "rotate"], probabilities=True)
+    record = records["test_resnet"]
+    assert record["status"] == "ok"
+    assert record["family"] == "resnet"
+    assert record["seed"] == 0
+    assert {"torch", "timm", "liederivative", "python"} <= record["versions"].keys()
+    assert record["result"]["weights"]["sha256"] == model.weights.sha256
+    for index, name in enumerate(("translate_x", "rotate")):
+        numbers = record["result"]["generators"][name]
+        # The same computation in another process; only the order of summation may differ.
+        assert numbers["mean_squared"]["per_image"] == pytest.approx(errors.squared[index].tolist(), rel=1e-4)
+
+
+def test_a_failure_is_recorded_and_the_sweep_goes_on(swept):
+    record = read_records(swept)[FAILS]
+    assert record["status"] == "failed"
+    assert "has no classifier head" in record["error"]["message"]
+    assert record["error"]["type"] == "UserError"
+    found = json.loads((swept / "metrics.json").read_text())
+    assert found["measured"] == 2
+    assert list(found["failed"]) == [FAILS]
+    assert list(found["models"]) == ["test_resnet", "test_vit"]
+    rows = list(csv.DictReader((swept / "results.csv").open()))
+    assert [row["model"] for row in rows] == ["test_resnet", FAILS, "test_vit"]
+    assert float(rows[0]["rotate_mean_squared"]) == found["models"]["test_resnet"]["rotate_mean_squared"] > 0
+    assert rows[1]["rotate_mean_squared"] == ""
+    assert "classifier head" in rows[1]["error"]
+
+
+def test_resuming_a_finished_sweep_measures_nothing(swept, monkeypatch, capfd):
+    from liederivative.sweep import runner
+
+    monkeypatch.setattr(runner, "open_executor", lambda *_: pytest.fail("a worker was started"))
+    before = {path: path.read_bytes() for path in (swept / "models").iterdir()}
+    (swept / "metrics.json").unlink()
+    assert main(["sweep", "--resume", str(swept), "--workers", "3"]) == 0
+    assert {path: path.read_bytes() for path in (swept / "models").iterdir()} == before
+    assert (swept / "metrics.json").exists()
+    assert "kept: 3 of 3" in capfd.readouterr().err
+
+
+def test_a_folder_that_holds_a_sweep_is_not_overwritten(swept, capfd):
+    before = sorted(path.name for path in (swept / "models").iterdir())
+    assert main(["sweep", "test_resnet", *QUICK, "--out", str(swept)]) == 2
+    assert "already holds a run; go on with it by --resume" in capfd.readouterr().err
+    assert sorted(path.name for path in (swept / "models").iterdir()) == before
+    assert main(["sweep", "--resume", str(swept), "--seed", "4"]) == 2
+    assert "was swept with seed=0, got 4" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+@pytest.mark.parametrize(
+    "moments",
+    [("models/test_resnet.json",), pytest.param(("config.json", "models/test_vit.json"), marks=pytest.mark.slow)],
+)
+def test_a_killed_sweep_goes_on_and_redoes_nothing(moments, tmp_path):
+    out, names = tmp_path / "run", ["test_resnet", "test_vit", "test_convnext"]
+    arguments = [*names, *QUICK, "--workers", "1", "--threads", "1", "--out", str(out)]
+    kept: dict[Path, bytes] = {}
+    for moment in moments:  # the sweep's own process is killed once this file is there; its workers are not
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "liederivative.cli", "sweep", *arguments], stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + 200
+        while not (out / moment).exists() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        children = _children(process.pid)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert (out / moment).exists(), (tmp_path / "log").read_text()
+        while any(map(_alive, children)):  # workers end by themselves
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert not (out / "metrics.json").exists()
+        for path in (out / "models").glob("[!.]*.json"):
+            assert json.loads(path.read_text())["status"] == "ok"  # whole, not half
+            assert kept.setdefault(path, path.read_bytes()) == path.read_bytes()
+        arguments = ["--resume", str(out)]
+    assert kept
+    assert main(["sweep", *arguments, "--backend", "serial"]) == 0
+    for path, content in kept.items():
+        assert path.read_bytes() == content  # with its time: not measured again
+    assert list(json.loads((out / "metrics.json").read_text())["models"]) == names
+
+
+def _children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(word) for word in found.split()]
+
+
+def _alive(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+# --- workers ---
+
+
+def die_on_vit(task: Task) -> dict[str, Any]:
+    if task.name == "test_vit":
+        os._exit(9)  # as the kernel does when memory ends
+    return {"model": task.name, "status": "ok", "result": {"process": os.getpid()}}
+
+
+def test_a_worker_that_dies_costs_its_model_only(tmp_path):
+    tasks = [task(name) for name in ("test_resnet", "test_vit", "test_convnext", "test_efficientnet")]
+    seen: list[str] = []
+    records = run_sweep(Sweep(tasks, tmp_path, workers=2, work=die_on_vit, done=lambda r: seen.append(r["model"])))
+    assert sorted(seen) == sorted(each.name for each in tasks)
+    assert {name: record["status"] for name, record in records.items()} == {
+        "test_resnet": "ok", "test_vit": "failed", "test_convnext": "ok", "test_efficientnet": "ok",
+    }  # fmt: skip
+    assert "the worker died" in records["test_vit"]["error"]["message"]
+    assert records["test_resnet"]["result"]["process"] != os.getpid()
+    assert read_records(tmp_path).keys() == records.keys()
+
+
+def test_a_task_reports_what_it_cannot_do():
+    record = measure_task(task("vgg11", image_size=8))
+    assert record["status"] == "failed"
+    assert "vgg11 at 8 x 8 pixels" in record["error"]["message"]
+    record = measure_task(task("test_resnet", dtype="float16"))  # a mistake in our own code would show as this does
+    assert record["error"]["type"] == "KeyError"
+    assert "Traceback" in record["error"]["traceback"]
+    photographs = sample_photographs()[:1]
+    other = Task("test_resnet", "f", "sample", 1, ("0" * 64,), ("rotate",))
+    assert photographs[0].sha256 != "0" * 64
+    assert "are others on this worker" in measure_task(other)["error"]["message"]
+
+
+def where_and_what(task: Task) -> dict[str, Any]:
+    """`measure_task`, and which process did it; long enough that both workers get one."""
+    record = measure_task(task)
+    time.sleep(2)
+    return record | {"process": os.getpid()}
+
+
+def test_two_dask_workers(tmp_path):
+    distributed = pytest.importorskip("distributed", reason="needs liederivative[dask]")
+    tasks = [task(name) for name in ("test_resnet", "test_vit", FAILS, "test_convnext")]
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0")
+    try:
+        address = cluster.scheduler_address
+        sweep = Sweep(tasks, tmp_path, backend="dask", workers=2, address=address, work=where_and_what)
+        records = run_sweep(sweep)
+        with distributed.Client(address) as client:
+            pids = set(client.run(os.getpid).values())
+    finally:
+        cluster.close()
+    assert {record["process"] for record in records.values()} == pids
+    assert len(pids) == 2
+    assert [records[each.name]["status"] for each in tasks] == ["ok", "ok", "failed", "ok"]
+    here = measure_task(task("test_resnet"))
+    numbers, there = (
+        r["result"]["generators"]["rotate"]["mean_squared"]["mean"] for r in (here, records["test_resnet"])
+    )
+    assert there == pytest.approx(numbers, rel=1e-4)  # the same computation in another process
+    assert read_records(tmp_path).keys() == records.keys()
+
+
+def test_ray_does_the_same(tmp_path):
+    pytest.importorskip("ray", reason="needs liederivative[ray]")
+    tasks = [task(name) for name in ("test_resnet", FAILS)]
+    records = run_sweep(Sweep(tasks, tmp_path, backend="ray", workers=2))
+    assert [records[each.name]["status"] for each in tasks] == ["ok", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["resnet81"], "unknown timm model 'resnet81': did you mean"),
+        ([], "at least one timm model"),
+        (["test_vit", "--backend", "dusk"], "unknown backend 'dusk': did you mean 'dask'"),
+        (["test_vit", "--workers", "0"], "--workers of at least 1"),
+        (["test_vit", "--backend", "serial", "--address", "x"], "serial works on this machine alone"),
+        (["test_vit", "--address", "tcp://nowhere:1"], "loky works on this machine alone"),
+        (["test_vit", "--images", "no/such/folder"], "no such folder"),
+        (["test_vit", "--layers", "rotat"], "did you mean 'rotate'"),
+        (["test_vit", "--dtype", "half"], "unknown dtype"),
+        (["test_vit", "--threads", "0"], "--threads of at least 1"),
+        (["test_vit", "--image-size", "1"], "--image-size of at least 2"),
+    ],
+)
+def test_bad_arguments_leave_nothing_behind(arguments, message, tmp_path, capfd):
+    out = tmp_path / "out"
+    assert main(["sweep", *arguments, "--out", str(out)]) == 2
+    captured = capfd.readouterr().err
+    assert captured.count("error:") == 1
+    assert message in captured
+    assert not out.exists()
+
+
+def test_a_cluster_that_does_not_answer(tmp_path, capfd, monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="needs liederivative[dask]")
+    real = distributed.Client
+    monkeypatch.setattr(distributed, "Client", lambda address, timeout: real(address, timeout="1s"))
+    out = tmp_path / "out"
+    arguments = ["test_vit", *QUICK, "--backend", "dask", "--address", "tcp://127.0.0.1:9", "--out", str(out)]
+    assert main(["sweep", *arguments]) == 2
+    assert "no dask scheduler answers at tcp://127.0.0.1:9" in capfd.readouterr().err
+    assert not out.exists()
+
+
+def test_read_records_says_what_is_wrong(tmp_path):
+    with pytest.raises(UserError, match="no folder"):
+        read_records(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="no result in"):
+        read_records(tmp_path)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "x.json").write_text("{")
+    with pytest.raises(UserError, match="as JSON"):
+        read_records(tmp_path)
+    (tmp_path / "models" / "x.json").write_text("[]")
+    with pytest.raises(UserError, match="is not the result of a model"):
+        read_records(tmp_path)
+
+
+def test_help_shows_an_example(capfd):
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    assert "liederivative sweep 'resnet*'" in " ".join(capfd.readouterr().out.split())
+
+
+def test_a_resumed_sweep_tries_failures_again_only_if_asked(swept, tmp_path):
+    import shutil
+
+    out = tmp_path / "run"
+    shutil.copytree(swept, out)
+    path = out / "models" / "test_vit.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "status": "failed", "error": {"type": "X", "message": "y", "traceback": ""}}))
+    kept = (out / "models" / "test_resnet.json").read_bytes()
+    assert main(["sweep", "--resume", str(out)]) == 0
+    assert read_records(out)["test_vit"]["status"] == "failed"
+    assert main(["sweep", "--resume", str(out), "--retry-failed"]) == 0
+    again = read_records(out)["test_vit"]
+    assert again["status"] == "ok"
+    assert again["result"]["generators"] == record["result"]["generators"]
+    assert (out / "models" / "test_resnet.json").read_bytes() == kept
