@@ -102,7 +102,7 @@ def run():
 from published import PublishedResNet
 axis = torch.linspace(-3.0, 3.0, 28)
 coords = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(1, -1, 2).expand(4, -1, -1)
-net = PublishedResNet(1, 10, SE2(), 5, samples=2, k=25, fraction=0.1 ** (1 / 6)).eval()
+net = PublishedResNet(1, 10, SE2(), 3, samples=2, k=25, fraction=0.1 ** (1 / 6)).eval()
 net(coords[:, :64], torch.randn(4, 64, 1), torch.ones(4, 64, dtype=torch.bool))
 def run():
     with torch.no_grad():
@@ -117,7 +117,7 @@ def run():
 """,
     "layer SE3 on 2048 points, as published": """
 from published import PublishedConv, Pairs, lifted
-layer = PublishedConv(64, 64, 8, 32)
+layer = PublishedConv(64, 64, 6, 32)
 def step(n):
     x = lifted(SE3(), torch.randn(1, n, 3), torch.randn(1, n, 64), torch.ones(1, n, dtype=torch.bool), 1)
     layer(x)[0].values.square().mean().backward()

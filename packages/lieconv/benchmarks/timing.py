@@ -47,10 +47,15 @@ def peak_megabytes(script: str) -> float:
     The script is given `resident` and `peak`, which read both from the kernel.
     """
     prelude = (
-        "import resource, torch\n"
+        "import gc, torch\n"
         "torch.set_num_threads(1)\n"
-        "resident = lambda: int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize() / 2**20\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10\n"
+        "def status(name):\n"
+        "    return next(int(line.split()[1]) / 1024 for line in open('/proc/self/status') if line.startswith(name))\n"
+        "def resident():\n"
+        "    gc.collect()\n"
+        "    open('/proc/self/clear_refs', 'w').write('5')  # the peak from here on\n"
+        "    return status('VmRSS')\n"
+        "peak = lambda: status('VmHWM')\n"
     )
     # Settings that make the allocator keep memory would be measured instead of the script.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}

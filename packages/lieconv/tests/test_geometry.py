@@ -11,6 +11,7 @@ from lie.testing import assert_equivariant, check_group
 from lieconv import LieConv, LieResNet, build_geometry, density_weights, farthest_points
 from lieconv.geometry import kernel_dim
 from lieconv.geometry.lifts import varying_entries
+from lieconv.geometry.subsample import first_points
 from lieconv.nn import Neighbourhood
 
 
@@ -213,6 +214,26 @@ def test_quadrature_undoes_uneven_sampling():
             layer(even, field(even), quadrature=bad)
     with pytest.raises(ValueError, match="preserves it"):
         density_weights(RxSO2(), uneven)
+
+
+def test_the_first_of_well_spread_points_are_well_spread():
+    x = torch.randn(2, 60, 2, generator=generator())
+    mask = torch.arange(60) < torch.tensor([[60], [33]])
+    index, shape, kept = farthest_points(SE2(), x, mask, fraction=0.5)
+    chosen, there = x.view(-1, 2)[index].view(*shape, 2), kept.view(shape)
+    _, again_shape, again_kept = farthest_points(SE2(), chosen, there, fraction=0.4)
+    _, first_shape, first_kept = first_points(shape, there, 0.4, x.device)
+    assert first_shape == again_shape and torch.equal(first_kept, again_kept)
+    # The start may differ; from the same start the order is the same.
+    start = first_points(shape, there, 1.0, x.device)[0].view(shape)[:, 0]
+    embedded = chosen.double()
+    for b in range(2):
+        distances = torch.cdist(embedded[b, there[b]], embedded[b, there[b]])
+        order, nearest = [0], distances[0]
+        for _ in range(int(first_kept.view(first_shape)[b].sum()) - 1):
+            order.append(int(nearest.argmax()))
+            nearest = torch.minimum(nearest, distances[order[-1]])
+        assert order == list(range(len(order))) and int(start[b]) == b * shape[1]
 
 
 def test_farthest_points_are_well_spread_and_follow_the_points():

@@ -3,7 +3,8 @@ r"""Fewer points: farthest-point sampling, and weights that undo uneven sampling
 Farthest-point sampling starts at the most isolated point (the one whose neighbourhood reaches furthest, which no motion
 and no order of the points changes) and goes on with the point furthest from all chosen ones. Distances that differ by
 less than a part in 10^4 count as equal and the first point wins, so that on a lattice rounding decides nothing.
-Distances to the chosen points are kept and updated: time is points times chosen points, memory linear.
+Distances to the chosen points are kept and updated: time is points times chosen points, memory linear. The first points
+of a sample are well spread too, and what a further subsampling would choose.
 
 Source: Gonzalez 1985, Clustering to minimize the maximum intercluster distance, Theoretical Computer Science 38.
 """
@@ -14,7 +15,7 @@ import math
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from lie.groups import LieGroup
 from torch import Tensor
 
@@ -61,7 +62,7 @@ def farthest_points(
     points = embedded[place]  # (B, N, e)
     B, N = place.shape  # noqa: N806
     counts = valid.sum(1)
-    wanted = (fraction * counts.double()).ceil().long().clamp(min=1).minimum(counts)
+    wanted = _wanted(fraction, counts)
     most = max(1, math.ceil(fraction * N))
     if at_random:
         score = torch.rand(B, N, generator=generator, device=coords.device)
@@ -74,6 +75,25 @@ def farthest_points(
         index = _one_after_another(points, valid, chosen, most)
     kept = torch.arange(most, device=coords.device) < wanted.unsqueeze(1)
     return place.gather(1, index).flatten(), (B, most), kept.flatten()
+
+
+def first_points(
+    shape: tuple[int, int], mask: Bool[Tensor, "B N"] | None, fraction: float, device: torch.device
+) -> tuple[Tensor, tuple[int, int], Tensor]:
+    """What `farthest_points` gives for points that it gave: the first of them.
+
+    Each is the furthest of all points from those before it, and so also the furthest of those that were kept.
+    """
+    B, N = shape  # noqa: N806
+    most = max(1, math.ceil(fraction * N))
+    columns = torch.arange(most, device=device)
+    index = (torch.arange(B, device=device) * N).unsqueeze(1) + columns
+    counts = torch.full((B,), N, device=device) if mask is None else mask.sum(1)
+    return index.flatten(), (B, most), (columns < _wanted(fraction, counts).unsqueeze(1)).flatten()
+
+
+def _wanted(fraction: float, counts: Tensor) -> Tensor:
+    return (fraction * counts.double()).ceil().long().clamp(min=1).minimum(counts)
 
 
 def _one_after_another(points: Tensor, valid: Tensor, chosen: Tensor, most: int) -> Int[Tensor, "B M"]:

@@ -15,6 +15,7 @@ from lieconv.geometry import Geometry, farthest_points
 from lieconv.geometry.cloud import all_valid
 from lieconv.geometry.geometry import lifted_elements
 from lieconv.geometry.lifts import Coordinates, ElementLift, LiftName
+from lieconv.geometry.subsample import first_points
 from lieconv.nn.blocks import BottleneckBlock, pool
 from lieconv.nn.conv import LieConv
 from lieconv.nn.layout import check_values, laid_out, rows_of
@@ -33,6 +34,7 @@ class _Level:
     quadrature: Tensor | None
     features: Tensor | None
     elements: tuple[Tensor, Tensor] | None
+    spread: bool = False  # whether the points are in the order of farthest-point sampling
 
 
 class LieResNet(nn.Module):
@@ -208,11 +210,14 @@ class LieResNet(nn.Module):
         self, depth: int, level: _Level, fraction: float, cell: Tensor | None, geometry: Geometry | None
     ) -> tuple[Geometry, _Level]:
         """The geometry from a level to its well spread points, part of that of all where it is known; these points."""
-        at_random = self.training
-        index, shape, kept = farthest_points(
-            self.group, level.coords, level.mask, batch=level.batch, fraction=fraction, at_random=at_random,
-            generator=self.generator,
-        )  # fmt: skip
+        if level.spread:
+            points = (level.coords.shape[0], level.coords.shape[1])
+            index, shape, kept = first_points(points, level.mask, fraction, level.coords.device)
+        else:
+            index, shape, kept = farthest_points(
+                self.group, level.coords, level.mask, batch=level.batch, fraction=fraction, at_random=self.training,
+                generator=self.generator,
+            )  # fmt: skip
         full = level.batch is None and (level.mask is None or all_valid(level.mask))
         where: dict[str, Any] = {"target_shape": shape, "target_mask": None if full else kept}
         if geometry is None:
@@ -234,7 +239,7 @@ class LieResNet(nn.Module):
                 index.unsqueeze(1) * self.num_samples + torch.arange(self.num_samples, device=index.device)
             ).flatten()
             elements = elements[0][every], elements[1][every]
-        return geometry, _Level(coords, mask, None, quadrature, features, elements)
+        return geometry, _Level(coords, mask, None, quadrature, features, elements, spread=True)
 
     def _elements(self, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The group elements of the points, drawn once and kept at every resolution."""
