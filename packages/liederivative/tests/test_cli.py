@@ -59,7 +59,7 @@ def test_measure_writes_what_the_library_finds(finished):
     errors = lee(model.module, images, probabilities=True)
     record = found["models"][SMALL]
     assert record["weights"] == {"kind": "random", "source": "seed 0", "sha256": model.weights.sha256}
-    assert record["method"] == "forward mode"
+    assert record["method"] == "fused rules"
     assert list(record["generators"]) == list(GENERATORS)
     for index, numbers in enumerate(record["generators"].values()):
         for measure, values in (("mean_absolute", errors.absolute), ("mean_squared", errors.squared)):

@@ -8,8 +8,10 @@ import platform
 
 import pytest
 import torch
-from liederivative import GENERATORS, Tokens, lee, lie_derivative, lie_derivatives
+from lie.groups import SO3
+from liederivative import GENERATORS, Points, Tokens, lee, lie_derivative, lie_derivatives
 from liederivative.actions import image_tangents
+from liederivative.derivative import LADDER
 from torch import nn
 
 
@@ -117,7 +119,7 @@ def test_the_aliasing_of_a_pointwise_nonlinearity_is_the_hand_computed_one():
 def test_agrees_with_finite_differences_along_the_tangent(kind, probabilities):
     net, x, step = MODELS[kind]().eval(), images(3, 3, 16, 16), 1e-4
     found = lie_derivatives(net, x, GENERATORS, probabilities=probabilities)
-    assert found.rung.name == "forward mode"
+    assert found.rung.name == "fused rules"
     with torch.no_grad():
 
         def f(x):
@@ -259,7 +261,7 @@ def test_fused_attention_is_replaced_by_its_formula():
     tokens_first = lie_derivative(
         lambda x: ((t := x.flatten(2).mT) @ t.mT / math.sqrt(8)).softmax(-1).matmul(t).mean(dim=1), x, "rotate"
     )
-    assert L.rung.name == "forward mode"
+    assert L.rung.name == "fused rules"
     torch.testing.assert_close(L.derivatives[0], tokens_first, rtol=1e-4, atol=1e-5)  # single precision
 
 
@@ -277,7 +279,7 @@ def test_a_fused_recurrent_layer_needs_onednn_off():
     single = lie_derivatives(net, x, ["rotate", "translate_x", "saturate"])
     double = lie_derivatives(net.double(), x.double(), ["rotate", "translate_x", "saturate"])
     if platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available():
-        assert single.rung.name == "forward mode, oneDNN off"
+        assert single.rung.name == "fused rules, oneDNN off"
     torch.testing.assert_close(single.derivatives.double(), double.derivatives, rtol=1e-4, atol=1e-5)
     assert torch.backends.mkldnn.enabled
 
@@ -297,10 +299,13 @@ def test_an_operation_without_a_rule_for_many_tangents_takes_one_a_pass():
             return 2 * grad_inputs[0]
 
     x = images(2, 3, 8, 8)
-    found = lie_derivatives(lambda x: Double.apply(x).mean(dim=(2, 3)), x, GENERATORS)
+    model = lambda x: Double.apply(x).mean(dim=(2, 3))  # noqa: E731
     plain = lie_derivatives(lambda x: 2 * x.mean(dim=(2, 3)), x, GENERATORS)
-    assert found.rung.name == "forward mode, one tangent a pass"
+    by_rules = lie_derivatives(model, x, GENERATORS)  # the rules see what forward does
+    found = lie_derivatives(model, x, GENERATORS, ladder=LADDER[2:])
+    assert (by_rules.rung.name, found.rung.name) == ("fused rules", "forward mode, one tangent a pass")
     torch.testing.assert_close(found.derivatives, plain.derivatives)
+    torch.testing.assert_close(by_rules.derivatives, plain.derivatives)
 
 
 def test_models_that_look_at_their_values_or_write_in_place_stay_on_the_first_rung():
@@ -311,29 +316,62 @@ def test_models_that_look_at_their_values_or_write_in_place_stay_on_the_first_ru
 
     x = images(2, 3, 8, 8)
     found = lie_derivatives(branching, x, GENERATORS)
-    assert found.rung.name == "forward mode"
+    assert found.rung.name == "fused rules"
     torch.testing.assert_close(
         found.derivatives, lie_derivatives(lambda x: 2 * x.mean(dim=(2, 3)), x, GENERATORS).derivatives
     )
 
 
-def test_a_model_without_forward_mode_is_one_clear_line():
-    class Opaque(torch.autograd.Function):
-        @staticmethod
-        def forward(x):
-            return x.clone()
+class Opaque(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x.clone()
 
-        @staticmethod
-        def setup_context(ctx, inputs, output):
-            pass
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
 
-        @staticmethod
-        def backward(ctx, *grads):
-            return grads[0]
+    @staticmethod
+    def backward(ctx, *grads):
+        return grads[0]
 
+
+def test_a_model_without_forward_mode_takes_differences_or_is_one_clear_line():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = small_cnn(torch.float32)
+
+        def forward(self, x):
+            return self.net(Opaque.apply(x))
+
+    model, x = Model(), images(2, 3, 16, 16, dtype=torch.float32)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = lie_derivatives(model, x, GENERATORS, ladder=LADDER[2:])
+    assert found.rung.name == "float64 differences"
+    assert found.derivatives.dtype == torch.float32
+    exact = lie_derivatives(model.net.double(), x.double(), GENERATORS).derivatives
+    # In double precision the differences are good to 1e-9; what is left is the rounding to float32.
+    torch.testing.assert_close(found.derivatives.double(), exact, rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.float().state_dict().items())
     with pytest.raises(ValueError, match="runs but cannot be differentiated in forward mode") as error:
-        lie_derivative(lambda x: Opaque.apply(x).mean(dim=(2, 3)), images(1, 3, 8, 8), "rotate")
+        lie_derivatives(model.float(), x, "rotate", ladder=LADDER[2:-1])
     assert "\n" not in str(error.value)
+
+
+def test_distances_without_a_forward_mode_take_differences():
+    points = images(2, 5, 3)
+    found = lie_derivatives(
+        lambda p: torch.cdist(p, p[:, :2] ** 2).flatten(1), points, ["rotate_x"], action=Points(SO3())
+    )
+    assert found.rung.name == "float64 differences"
+    formula = lie_derivative(
+        lambda p: (p[:, :, None] - p[:, None, :2] ** 2).norm(dim=-1).flatten(1),
+        points,
+        "rotate_x",
+        action=Points(SO3()),
+    )
+    torch.testing.assert_close(found.derivatives[0], formula, rtol=1e-8, atol=1e-8)  # of fourth order
 
 
 # --- bad input ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,3 +38,13 @@ def evaluation_mode(model: Callable[..., Any]) -> Iterator[None]:
     finally:
         for part, training in flags:
             part.training = training
+
+
+def double_copy(model: Callable[..., Any]) -> Callable[..., Any]:
+    """A copy of ``model`` in double precision; the model itself is not touched. A plain function is its own copy."""
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model).double()
+    if isinstance(model, functools.partial):
+        return functools.partial(double_copy(model.func), *model.args, **model.keywords)
+    owner = getattr(model, "__self__", None)
+    return getattr(copy.deepcopy(owner).double(), model.__name__) if isinstance(owner, nn.Module) else model

@@ -30,7 +30,7 @@ from liederivative.actions import (
     resolve_layout,
     spanning_tangents,
 )
-from liederivative.derivative.evaluation import evaluation_mode, module_of
+from liederivative.derivative.evaluation import double_copy, evaluation_mode, module_of
 from liederivative.derivative.metadata import declared_layout
 from liederivative.derivative.pushforward import LADDER, Rung, push_forward
 
@@ -134,16 +134,27 @@ def lie_derivatives(
     batch = len(parts[0])
     layout: Layout | None = None
 
-    def f(*moving: Tensor) -> Tensor:
-        nonlocal layout
-        arguments = rebuild(moving)
-        value = model(*arguments) if isinstance(arguments, tuple) else model(arguments)
-        value = one_tensor(value, batch, select)
-        layout = resolve_layout(declared_layout(model, value, domain) if output is None else output, value)
-        return value.softmax(dim=layout.channel_dim) if probabilities else value
+    def measured(model: Callable[..., Any]) -> Callable[..., Tensor]:
+        def f(*moving: Tensor) -> Tensor:
+            nonlocal layout
+            arguments = rebuild(moving)
+            value = model(*arguments) if isinstance(arguments, tuple) else model(arguments)
+            value = one_tensor(value, batch, select)
+            layout = resolve_layout(declared_layout(model, value, domain) if output is None else output, value)
+            return value.softmax(dim=layout.channel_dim) if probabilities else value
 
+        return f
+
+    f = measured(model)
     with evaluation_mode(model), torch.no_grad():
-        pushed = push_forward(f, parts, velocities, tangents_per_pass=tangents_per_pass, ladder=ladder)
+        pushed = push_forward(
+            f,
+            parts,
+            velocities,
+            tangents_per_pass=tangents_per_pass,
+            ladder=ladder,
+            in_float64=lambda: measured(double_copy(model)),
+        )
         assert layout is not None
         check_outputs(model, pushed.value, pushed.derivative, lambda: f(*parts))
         ideal = layout.tangents(pushed.value, coefficients, domain)

@@ -1,0 +1,365 @@
+r"""Forward mode for many tangents at once: every tensor of a model's run carries its value and K tangents.
+
+A `Dual` holds a value x and tangents dx of shape (K, *x.shape). While `DualMode` is on, each operation of torch is
+computed on the values exactly as the model asks for it, once, and its derivative is applied to all K tangents
+together: a linear operation with the tangents as further samples, a pointwise one with one derivative for all K, a
+normalisation or an attention by its own rule (`liederivative.derivative.rules`). An operation without a rule goes
+through torch's forward mode under `vmap`. So K tangents cost little more than K linear forwards; ``vmap(jvp)`` pays
+for its batching of every small step.
+
+Views are followed: a view's tangents are the same view of its base's tangents, and a write into either is seen by
+the other. Only float tensors carry tangents; comparisons and indices are those of the value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from liederivative.derivative.rules import MUTATES_WITHOUT_INPUT, OVERWRITES, RULES, Call, push_view
+
+
+class UnsupportedError(RuntimeError):
+    """An operation that neither a rule nor torch's forward mode carries."""
+
+
+class Dual(torch.Tensor):
+    """A value with tangents. ``rows`` names the tangents, so that sets of different ones can meet in an operation."""
+
+    primal: Tensor
+    layout_axes: Any
+    _rows: tuple[int, ...]
+    _tangents: Tensor | None
+    _lazy: Any
+    _source: tuple[Dual, Callable[[Tensor], Tensor]] | None
+
+    # torch's own spelling of "no __torch_function__": operations go straight to the dispatcher.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(
+        cls,
+        primal: Tensor,
+        tangents: Tensor | None = None,
+        rows: tuple[int, ...] = (),
+        *,
+        lazy: Any = None,
+        base: tuple[Dual, Callable[[Tensor], Tensor]] | None = None,
+    ) -> Dual:
+        self = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            primal.shape,
+            strides=primal.stride(),
+            storage_offset=primal.storage_offset(),
+            dtype=primal.dtype,
+            device=primal.device,
+        )
+        self.primal = primal
+        self._tangents = tangents
+        self._lazy = lazy
+        self._source = base
+        self._rows = rows
+        self.layout_axes = None
+        return self
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"Dual({tuple(self.primal.shape)}, rows={self.rows})"
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Outside of the mode nothing is known of tangents."""
+        raise UnsupportedError(f"{func} on a value with tangents, outside of its DualMode")
+
+    @property
+    def root(self) -> Dual:
+        """The tensor that this one is a view of."""
+        return self if self._source is None else self._source[0].root
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """Names of the tangents, in order."""
+        return self.root._rows
+
+    @property
+    def moves(self) -> bool:
+        """Whether there are tangents at all."""
+        root = self.root
+        return root._tangents is not None or root._lazy is not None
+
+    @property
+    def lazy(self) -> Any:
+        """The tangents not yet computed, if so."""
+        return self._lazy if self._source is None and self._tangents is None else None
+
+    @property
+    def tangents(self) -> Tensor | None:
+        """(K, *shape), or None where there are none."""
+        if self._source is not None:
+            base, view = self._source
+            tangents = base.tangents
+            return None if tangents is None else view(tangents)
+        if self._tangents is None and self._lazy is not None:
+            self._tangents, self._lazy = self._lazy.evaluate(), None
+        return self._tangents
+
+    def take_tangents(self) -> tuple[Tensor | None, bool]:
+        """The tangents, and whether they are fresh memory that the caller may overwrite."""
+        lazy = self.lazy
+        if lazy is not None and not lazy.taken:  # asked for again, they are computed again, and then kept
+            lazy.taken = True
+            return lazy.evaluate(), True
+        return self.tangents, False
+
+    def set_tangents(self, tangents: Tensor | None, rows: tuple[int, ...]) -> None:
+        """Write tangents, through to the base if this is a view."""
+        if self._source is None:
+            self._tangents, self._lazy, self._rows = tangents, None, rows if tangents is not None else ()
+            return
+        root = self.root
+        if tangents is None and not root.moves:
+            return
+        old, old_rows = root.tangents, root.rows
+        new_rows = tuple(sorted({*old_rows, *rows}))
+        whole = root.primal.new_zeros(len(new_rows), *root.primal.shape)
+        if old is not None:
+            whole[[new_rows.index(row) for row in old_rows]] = old
+        root.set_tangents(whole, new_rows)
+        part = self.tangents
+        assert part is not None
+        if part.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+            raise UnsupportedError("a write into a view whose tangents had to be copied")
+        part.zero_()
+        if tangents is not None:
+            part[[new_rows.index(row) for row in rows]] = tangents
+
+
+class DualMode(TorchDispatchMode):
+    """While it is on, operations on `Dual` tensors carry their tangents along.
+
+    >>> x = torch.tensor([0.0, 1.0])
+    >>> with torch.no_grad(), DualMode() as mode:
+    ...     y = torch.exp(mode.dual(x, torch.eye(2)))
+    >>> y.tangents
+    tensor([[1.0000, 0.0000],
+            [0.0000, 2.7183]])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Rules that need torch's own forward mode run as if this mode were not there.
+        self._outside = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
+
+    def dual(self, primal: Tensor, tangents: Tensor, rows: tuple[int, ...] | None = None) -> Dual:
+        """``primal`` with ``tangents`` (K, *shape)."""
+        primal, tangents = (a.primal if isinstance(a, Dual) else a for a in (primal, tangents))  # made under the mode
+        return Dual(primal, tangents, tuple(range(len(tangents))) if rows is None else rows)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found: list[Dual] = []
+        plain = [_strip(a, found) for a in args]
+        plain_kw = {key: _strip(a, found) for key, a in kwargs.items()}
+        name = func._schema.name[6:]  # without "aten::"
+        kind = _kind(func)
+        if kind == "mutation":
+            return self._mutate(func, name, args, kwargs, plain, plain_kw, found)
+        out = func(*plain, **plain_kw)
+        if kind == "view":
+            return self._view(func, args, kwargs, out) if found else out
+        if not any(dual.moves for dual in found):
+            return _wrap_constants(out)
+        return self.apply(func, name, args, kwargs, plain, plain_kw, found, out)
+
+    def apply(
+        self,
+        func: Any,
+        name: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        plain: list[Any],
+        plain_kw: dict[str, Any],
+        found: list[Dual],
+        out: Any,
+    ) -> Any:
+        """The outputs of an operation that is neither a view nor a write, with their tangents."""
+        call = Call(func, args, kwargs, plain, plain_kw, out, rows_of(found))
+        return _wrap(out, self._tangents(name, call), call.rows)
+
+    def _tangents(self, name: str, call: Call) -> Any:
+        outs = call.out if isinstance(call.out, tuple | list) else [call.out]
+        if not any(_has_derivative(o) for o in outs):
+            return None
+        rule = RULES.get(name)
+        if rule is not None:
+            found = rule(call)
+            if found is not NotImplemented:
+                return found
+        return self._by_forward_mode(name, call)
+
+    def _by_forward_mode(self, name: str, call: Call) -> Any:
+        """Torch's own derivative of one operation, for all tangents by `vmap`."""
+        places, points, velocities = call.moving()
+        structure: list[int] = []
+
+        def f(*moved: Tensor) -> tuple[Tensor, ...]:
+            result = call.with_moved(places, moved)
+            outs = result if isinstance(result, tuple | list) else (result,)
+            kept = [i for i, o in enumerate(outs) if _has_derivative(o)]
+            structure[:] = kept
+            return tuple(outs[i] for i in kept)
+
+        try:
+            with torch._C._ForceDispatchKeyGuard(*self._outside), torch.no_grad():
+                along = torch.func.vmap(lambda *v: torch.func.jvp(f, tuple(points), v)[1])(*velocities)
+        except (RuntimeError, NotImplementedError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UnsupportedError(f"no derivative of {name}: {reason}") from error
+        if isinstance(call.out, Tensor):
+            return along[0]
+        whole: list[Any] = [None] * len(call.out)
+        for i, tangent in zip(structure, along, strict=True):
+            whole[i] = tangent
+        return tuple(whole)
+
+    def _view(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Any:
+        base = args[0]
+        if not isinstance(base, Dual):
+            return out
+
+        def replay(index: int | None) -> Callable[[Tensor], Tensor]:
+            def view(tangents: Tensor) -> Tensor:
+                moved = push_view(func, tangents, args, kwargs)
+                return moved if index is None else moved[index]
+
+            return view
+
+        if isinstance(out, Tensor):
+            return self.viewed(func, args, kwargs, Dual(out, base=(base, replay(None))), None)
+        return type(out)(self.viewed(func, args, kwargs, Dual(o, base=(base, replay(i))), i) for i, o in enumerate(out))
+
+    def viewed(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], view: Dual, index: int | None) -> Dual:
+        """Called with each view, the index-th of several."""
+        del func, args, kwargs, index
+        return view
+
+    def _mutate(
+        self,
+        func: Any,
+        name: str,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        plain: list[Any],
+        plain_kw: dict[str, Any],
+        found: list[Dual],
+    ) -> Any:
+        target = args[0] if args else None
+        moves = any(dual.moves for dual in found)
+        if not isinstance(target, Dual) or not name.endswith("_"):
+            if moves and any(dual.moves for dual in found):
+                raise UnsupportedError(f"{name} writes tangents into a tensor that was made outside of the model's run")
+            func(*plain, **plain_kw)
+            return target
+        if not moves:
+            func(*plain, **plain_kw)
+            return target
+        rows = rows_of(found)
+        name = name[:-1]
+        if name in OVERWRITES:
+            func(*plain, **plain_kw)
+            call = Call(func, args, kwargs, plain, plain_kw, target.primal, rows)
+            tangents = call.t(1) if name == "copy" else None
+            if tangents is not None:
+                tangents = call.broadcast(tangents, 1).to(target.dtype)
+        else:
+            before = list(plain)
+            if name not in MUTATES_WITHOUT_INPUT:
+                before[0] = plain[0].clone()
+            func(*plain, **plain_kw)
+            functional = getattr(getattr(torch.ops.aten, name), func._overloadname, None)
+            if functional is None:
+                raise UnsupportedError(f"{name}_ has no counterpart that does not write")
+            call = Call(functional, args, kwargs, before, plain_kw, target.primal, rows)
+            tangents = self._tangents(name, call)
+        self.mutated(target, name, tangents, rows, args, kwargs)
+        return target
+
+    def mutated(
+        self,
+        target: Dual,
+        name: str,
+        tangents: Tensor | None,
+        rows: tuple[int, ...],
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Called with the new tangents of a tensor that was written into."""
+        del name, args, kwargs
+        if tangents is not None:
+            tangents = tangents.expand(len(rows), *target.primal.shape)
+        target.set_tangents(tangents, rows)
+
+
+def rows_of(duals: Sequence[Dual]) -> tuple[int, ...]:
+    """The names of all tangents of ``duals``."""
+    sets = {dual.rows for dual in duals if dual.moves}
+    if len(sets) == 1:
+        return next(iter(sets))
+    return tuple(sorted({row for rows in sets for row in rows}))
+
+
+_KINDS: dict[Any, str] = {}
+
+
+def _kind(func: Any) -> str:
+    """Whether an operator writes into an argument, returns a view of one, or neither."""
+    kind = _KINDS.get(func)
+    if kind is None:
+        schema = func._schema
+        if any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments):
+            kind = "mutation"
+        elif any(r.alias_info is not None for r in schema.returns):
+            kind = "view"
+        else:
+            kind = "plain"
+        _KINDS[func] = kind
+    return kind
+
+
+def _strip(a: Any, found: list[Dual]) -> Any:
+    if type(a) is Dual:
+        found.append(a)
+        return a.primal
+    if isinstance(a, list | tuple):
+        return [_strip(item, found) for item in a]
+    return a
+
+
+def _has_derivative(out: Any) -> bool:
+    return isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())
+
+
+def _wrap_constants(out: Any) -> Any:
+    """What a model makes while it runs does not move yet, and may be written into."""
+    if isinstance(out, Tensor):
+        return Dual(out) if _has_derivative(out) else out
+    return type(out)(_wrap_constants(o) for o in out) if type(out) in (tuple, list) else out
+
+
+def _wrap(out: Any, tangents: Any, rows: tuple[int, ...]) -> Any:
+    if isinstance(out, Tensor):
+        if not _has_derivative(out):
+            return out
+        if tangents is None:
+            return Dual(out)
+        return Dual(out, rows=rows, lazy=tangents) if hasattr(tangents, "evaluate") else Dual(out, tangents, rows)
+    if isinstance(out, tuple | list):
+        parts = [None] * len(out) if tangents is None else tangents
+        return type(out)(_wrap(o, t, rows) for o, t in zip(out, parts, strict=True))
+    return out
