@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from liederivative import lie_derivative
 from liederivative.derivative.dual import Dual, DualMode, UnsupportedError
 from liederivative.derivative.rules import RULES
 from torch import nn
@@ -23,9 +24,10 @@ def pushed(f, *points):
     velocities = [normal(K, *point.shape, seed=7 + i) for i, point in enumerate(points)]
     with torch.no_grad(), DualMode() as mode:
         out = f(*(mode.dual(point.clone(), v) for point, v in zip(points, velocities, strict=True)))
+    primal, tangents = mode.result(out)
     with torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         alone = [torch.func.jvp(f, points, tuple(v[k] for v in velocities)) for k in range(K)]
-    return out, alone[0][0], torch.stack([a[1] for a in alone])
+    return primal, tangents, alone[0][0], torch.stack([a[1] for a in alone])
 
 
 CONV, DEPTHWISE = normal(5, 4, 3, 3, seed=3), normal(4, 1, 3, 3, seed=4)
@@ -116,10 +118,10 @@ TWO = {
 
 @pytest.mark.parametrize("name", ONE)
 def test_an_operation_of_one_tensor(name):
-    out, value, along = pushed(ONE[name], normal(2, 4, 6, 6))
-    torch.testing.assert_close(out.primal, value, rtol=1e-12, atol=1e-13)
-    assert out.tangents.shape == along.shape
-    torch.testing.assert_close(out.tangents, along, rtol=1e-11, atol=1e-11)  # a few hundred roundings
+    primal, tangents, value, along = pushed(ONE[name], normal(2, 4, 6, 6))
+    torch.testing.assert_close(primal, value, rtol=1e-12, atol=1e-13)
+    assert tangents.shape == along.shape
+    torch.testing.assert_close(tangents, along, rtol=1e-11, atol=1e-11)  # a few hundred roundings
 
 
 @pytest.mark.parametrize("name", TWO)
@@ -127,9 +129,9 @@ def test_an_operation_of_two_tensors(name):
     f = TWO[name]
     x, y = normal(2, 4, 6, 6), normal(2, 4, 6, 6, seed=1)
     for g, points in ((f, (x, y)), (lambda x: f(x, y), (x,)), (lambda y: f(x, y), (y,))):
-        out, value, along = pushed(g, *points)
-        torch.testing.assert_close(out.primal, value, rtol=1e-12, atol=1e-13)
-        torch.testing.assert_close(out.tangents, along, rtol=1e-11, atol=1e-11)
+        primal, tangents, value, along = pushed(g, *points)
+        torch.testing.assert_close(primal, value, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(tangents, along, rtol=1e-11, atol=1e-11)
 
 
 def writes_into_a_view(x):
@@ -164,9 +166,9 @@ def overwrites_itself(x):
 
 @pytest.mark.parametrize("f", [writes_into_a_view, writes_into_fresh_memory, overwrites_itself])
 def test_writes_are_seen_through_views(f):
-    out, value, along = pushed(f, normal(2, 4, 6, 6))
-    torch.testing.assert_close(out.primal, value, rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(out.tangents, along, rtol=1e-11, atol=1e-11)
+    primal, tangents, value, along = pushed(f, normal(2, 4, 6, 6))
+    torch.testing.assert_close(primal, value, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(tangents, along, rtol=1e-11, atol=1e-11)
 
 
 def test_a_write_into_a_tensor_from_outside_is_refused():
@@ -177,6 +179,31 @@ def test_a_write_into_a_tensor_from_outside_is_refused():
             buffer[:] = x
         with pytest.raises(UnsupportedError, match="made outside"):
             torch.mul(x, 2, out=buffer)
+
+
+def test_what_a_model_keeps_between_runs_is_put_back():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", None)
+            self.grid = self.attention = None
+
+        def forward(self, x):
+            if self.grid is None:
+                self.grid, self.table = torch.arange(6.0, dtype=x.dtype), torch.ones(6, dtype=x.dtype)
+            self.attention = (x * self.grid).softmax(-1)
+            return (self.attention * self.table).mean(dim=(2, 3))
+
+    model, x = Keeping(), normal(2, 4, 6, 6)
+    for _ in range(2):
+        lie_derivative(model, x, "rotate")
+        assert model.grid is None
+        assert model.attention is None
+        assert model.table is None
+    model(x)
+    kept = model.attention
+    lie_derivative(model, x, "rotate")
+    assert model.attention is kept
 
 
 def test_values_can_be_looked_at_and_comparisons_do_not_move():

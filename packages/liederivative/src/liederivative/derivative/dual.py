@@ -13,6 +13,7 @@ the other. Only float tensors carry tangents; comparisons and indices are those 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from liederivative.derivative.rules import MUTATES_WITHOUT_INPUT, OVERWRITES, RULES, Call, push_view
+from liederivative.derivative.rules import FACTORIES, MUTATES_WITHOUT_INPUT, OVERWRITES, RULES, Call, push_view
 
 
 class UnsupportedError(RuntimeError):
@@ -153,6 +154,11 @@ class DualMode(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        # Tensors that the model makes while it runs stay plain, for it may keep them. If it writes tangents into one,
+        # its memory is adopted: every view of it then has tangents.
+        self._made: dict[int, weakref.ref[Tensor]] = {}
+        self._alive: list[Tensor] = []
+        self._adopted: dict[int, Dual] = {}
         # Rules that need torch's own forward mode run as if this mode were not there.
         self._outside = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
 
@@ -161,8 +167,15 @@ class DualMode(TorchDispatchMode):
         primal, tangents = (a.primal if isinstance(a, Dual) else a for a in (primal, tangents))  # made under the mode
         return Dual(primal, tangents, tuple(range(len(tangents))) if rows is None else rows)
 
+    def result(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The value and the tangents of what a run returned, None if it does not move."""
+        dual = self._with_adopted(out)
+        return (dual.primal, dual.tangents) if isinstance(dual, Dual) else (dual, None)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self._adopted:
+            args, kwargs = self._with_adopted(args), {key: self._with_adopted(a) for key, a in kwargs.items()}
         found: list[Dual] = []
         plain = [_strip(a, found) for a in args]
         plain_kw = {key: _strip(a, found) for key, a in kwargs.items()}
@@ -173,8 +186,12 @@ class DualMode(TorchDispatchMode):
         out = func(*plain, **plain_kw)
         if kind == "view":
             return self._view(func, args, kwargs, out) if found else out
-        if not any(dual.moves for dual in found):
-            return _wrap_constants(out)
+        if name in FACTORIES or not any(dual.moves for dual in found):
+            if _has_derivative(out):
+                self._made[out.untyped_storage().data_ptr()] = weakref.ref(out)
+                if name in FACTORIES:  # a view may be all that is left of it
+                    self._alive.append(out)
+            return out
         return self.apply(func, name, args, kwargs, plain, plain_kw, found, out)
 
     def apply(
@@ -259,16 +276,19 @@ class DualMode(TorchDispatchMode):
         plain_kw: dict[str, Any],
         found: list[Dual],
     ) -> Any:
-        target = args[0] if args else None
+        given = target = args[0] if args else None
         moves = any(dual.moves for dual in found)
+        if moves and not isinstance(target, Dual) and self._is_own(target):
+            target = self._adopt(target)
+            args = (target, *args[1:])
         if not isinstance(target, Dual) or not name.endswith("_"):
-            if moves and any(dual.moves for dual in found):
+            if moves:
                 raise UnsupportedError(f"{name} writes tangents into a tensor that was made outside of the model's run")
             func(*plain, **plain_kw)
-            return target
+            return given
         if not moves:
             func(*plain, **plain_kw)
-            return target
+            return given
         rows = rows_of(found)
         name = name[:-1]
         if name in OVERWRITES:
@@ -288,7 +308,34 @@ class DualMode(TorchDispatchMode):
             call = Call(functional, args, kwargs, before, plain_kw, target.primal, rows)
             tangents = self._tangents(name, call)
         self.mutated(target, name, tangents, rows, args, kwargs)
-        return target
+        return given
+
+    def _is_own(self, tensor: Any) -> bool:
+        if not isinstance(tensor, Tensor):
+            return False
+        made = self._made.get(tensor.untyped_storage().data_ptr())
+        return made is not None and made() is not None  # an address may be given out again
+
+    def _adopt(self, tensor: Tensor) -> Dual:
+        """A view of the memory behind ``tensor``, which from now on has tangents."""
+        key = tensor.untyped_storage().data_ptr()
+        if key not in self._adopted:
+            numel = tensor.untyped_storage().nbytes() // tensor.element_size()
+            self._adopted[key] = Dual(tensor.as_strided((numel,), (1,), 0))
+            self._alive.append(tensor)
+        size, stride, offset = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+
+        def view(tangents: Tensor) -> Tensor:
+            return tangents.as_strided((len(tangents), *size), (tangents.stride(0), *stride), offset)
+
+        return Dual(tensor, base=(self._adopted[key], view))
+
+    def _with_adopted(self, a: Any) -> Any:
+        if isinstance(a, list | tuple):
+            return type(a)(self._with_adopted(item) for item in a)
+        if isinstance(a, Tensor) and type(a) is not Dual and a.untyped_storage().data_ptr() in self._adopted:
+            return self._adopt(a)
+        return a
 
     def mutated(
         self,
@@ -345,19 +392,10 @@ def _has_derivative(out: Any) -> bool:
     return isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())
 
 
-def _wrap_constants(out: Any) -> Any:
-    """What a model makes while it runs does not move yet, and may be written into."""
-    if isinstance(out, Tensor):
-        return Dual(out) if _has_derivative(out) else out
-    return type(out)(_wrap_constants(o) for o in out) if type(out) in (tuple, list) else out
-
-
 def _wrap(out: Any, tangents: Any, rows: tuple[int, ...]) -> Any:
     if isinstance(out, Tensor):
-        if not _has_derivative(out):
+        if tangents is None or not _has_derivative(out):
             return out
-        if tangents is None:
-            return Dual(out)
         return Dual(out, rows=rows, lazy=tangents) if hasattr(tangents, "evaluate") else Dual(out, tangents, rows)
     if isinstance(out, tuple | list):
         parts = [None] * len(out) if tangents is None else tangents

@@ -23,21 +23,32 @@ def module_of(model: Callable[..., Any]) -> nn.Module | None:
 
 @contextmanager
 def evaluation_mode(model: Callable[..., Any]) -> Iterator[None]:
-    """Hold every submodule of ``model`` in evaluation mode; each training flag comes back, also after an error.
+    """Hold every submodule of ``model`` in evaluation mode; each training flag and attribute comes back, also after
+    an error.
 
     Dropout and stochastic depth are then off, and batch normalisation uses and keeps its running statistics.
     The flags are set directly: ``eval`` and ``train`` may be overridden with lasting effects. A model hidden
     in a plain function cannot be seen; its author calls ``eval`` on it.
     """
     module = module_of(model)
-    flags = [(part, part.training) for part in module.modules()] if module is not None else []
+    parts = list(module.modules()) if module is not None else []
+    # What a model keeps of its last run (an attention map, a table of positions) would keep our tangents: its
+    # attributes are put back, those in torch's own dictionaries too.
+    kept = [(part, dict(part.__dict__), [dict(part.__dict__[name]) for name in _REGISTRIES]) for part in parts]
     try:
-        for part, _ in flags:
+        for part in parts:
             part.training = False
         yield
     finally:
-        for part, training in flags:
-            part.training = training
+        for part, attributes, registries in kept:
+            part.__dict__.clear()
+            part.__dict__.update(attributes)
+            for name, registry in zip(_REGISTRIES, registries, strict=True):
+                part.__dict__[name].clear()
+                part.__dict__[name].update(registry)
+
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
 
 
 def double_copy(model: Callable[..., Any]) -> Callable[..., Any]:

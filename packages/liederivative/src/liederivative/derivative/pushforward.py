@@ -19,7 +19,7 @@ from lie.run import UserError
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from liederivative.derivative.dual import Dual, DualMode
+from liederivative.derivative.dual import DualMode
 
 
 @dataclass(frozen=True)
@@ -127,12 +127,9 @@ def _push_by_rules(
     for chunk in zip(*(tangent.split(tangents_per_pass) for tangent in tangents), strict=True):
         with DualMode() as mode:
             out = f(*(mode.dual(point, velocity) for point, velocity in zip(points, chunk, strict=True)))
-        dual = out if isinstance(out, Dual) else Dual(out)
-        moved = dual.tangents
-        if moved is None:
-            moved = dual.primal.new_zeros(len(chunk[0]), *dual.primal.shape)
-        derivatives.append(moved)
-        value = dual.primal if value is None else value
+        primal, moved = mode.result(out)
+        derivatives.append(primal.new_zeros(len(chunk[0]), *primal.shape) if moved is None else moved)
+        value = primal if value is None else value
     assert value is not None
     return value, torch.cat(derivatives) if len(derivatives) > 1 else derivatives[0]
 

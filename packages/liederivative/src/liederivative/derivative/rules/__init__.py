@@ -17,10 +17,15 @@ RULES: dict[str, Callable[[Call], Any]] = {
 """By the operator's name. A rule returns the tangents of each output, None for those that do not move, or
 NotImplemented, and then torch's own forward mode is asked."""
 
+FACTORIES = frozenset(
+    ["zeros", "empty", "ones", "full", "empty_strided", "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided", "zeros_like", "ones_like", "empty_like", "full_like"]
+)
+"""What makes a tensor that depends on no value."""
+
 OVERWRITES = frozenset({"copy", "fill", "zero", "uniform", "normal"})
 """Written values that do not depend on those before."""
 
 MUTATES_WITHOUT_INPUT = frozenset({"relu", "add", "sub"})
 """Whose derivative needs no value from before the write."""
 
-__all__ = ["MUTATES_WITHOUT_INPUT", "OVERWRITES", "RULES", "Call", "push_view"]
+__all__ = ["FACTORIES", "MUTATES_WITHOUT_INPUT", "OVERWRITES", "RULES", "Call", "push_view"]
