@@ -31,7 +31,7 @@ from liederivative.actions import (
     Windows,
 )
 from liederivative.derivative import lie_derivative, lie_derivatives
-from liederivative.metrics import LEE, lee
+from liederivative.metrics import LEE, PrecisionWarning, lee, resampling_floor
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "Joint",
     "Layout",
     "Points",
+    "PrecisionWarning",
     "Sequences",
     "Tokens",
     "VectorFields",
@@ -62,4 +63,5 @@ __all__ = [
     "lee",
     "lie_derivative",
     "lie_derivatives",
+    "resampling_floor",
 ]

@@ -1,8 +1,9 @@
 """The Lie derivative of a model, by forward-mode differentiation."""
 
-from liederivative.derivative.evaluation import evaluation_mode
+from liederivative.derivative.evaluation import double_copy, evaluation_mode, module_of
 from liederivative.derivative.lie_derivative import (
     LieDerivatives,
+    Selector,
     check_images,
     check_inputs,
     lie_derivative,
@@ -16,12 +17,15 @@ __all__ = [
     "LieDerivatives",
     "PushForward",
     "Rung",
+    "Selector",
     "check_images",
     "check_inputs",
     "declared_layout",
+    "double_copy",
     "evaluation_mode",
     "feature_layout",
     "lie_derivative",
     "lie_derivatives",
+    "module_of",
     "push_forward",
 ]

@@ -278,7 +278,7 @@ class DualMode(TorchDispatchMode):
     ) -> Any:
         given = target = args[0] if args else None
         moves = any(dual.moves for dual in found)
-        if moves and not isinstance(target, Dual) and self._is_own(target):
+        if moves and isinstance(target, Tensor) and type(target) is not Dual and self._is_own(target):
             target = self._adopt(target)
             args = (target, *args[1:])
         if not isinstance(target, Dual) or not name.endswith("_"):
@@ -310,9 +310,7 @@ class DualMode(TorchDispatchMode):
         self.mutated(target, name, tangents, rows, args, kwargs)
         return given
 
-    def _is_own(self, tensor: Any) -> bool:
-        if not isinstance(tensor, Tensor):
-            return False
+    def _is_own(self, tensor: Tensor) -> bool:
         made = self._made.get(tensor.untyped_storage().data_ptr())
         return made is not None and made() is not None  # an address may be given out again
 

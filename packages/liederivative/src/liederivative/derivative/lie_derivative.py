@@ -48,6 +48,10 @@ class LieDerivatives:
     """``L_X f`` for each of G generators, (G, B, ...)"""
     rung: Rung
     """how the model was differentiated"""
+    random: Tensor | None = None
+    """``Df(x)[r]`` for random directions r, each of unit length per sample, (R, B, ...)"""
+    speed: Tensor | None = None
+    """Euclidean norm of the input's velocity under each generator, (G, B)"""
 
 
 def lie_derivative(
@@ -107,6 +111,8 @@ def lie_derivatives(
     select: Selector | None = None,
     probabilities: bool = False,
     tangents_per_pass: int = 7,
+    random_directions: int = 0,
+    generator: torch.Generator | None = None,
     ladder: Sequence[Rung] = LADDER,
 ) -> LieDerivatives:
     """The Lie derivatives under several generators, for images from at most seven tangents.
@@ -120,6 +126,8 @@ def lie_derivatives(
         select: part of the output.
         probabilities: take the softmax first.
         tangents_per_pass: how many tangents are pushed through the model at once; fewer take less memory.
+        random_directions: how many random directions to differentiate along as well.
+        generator: of the random directions.
         ladder: ways of differentiating to try, in order.
     """
     action = Images() if action is None else action
@@ -131,7 +139,17 @@ def lie_derivatives(
     domain = action.domain(x)
     coefficients, mixing = spanning_tangents(chosen, parts[0])
     velocities, _ = moving_parts(action.tangents(x, coefficients))
-    batch = len(parts[0])
+    batch, count = len(parts[0]), len(coefficients)
+    speed = None
+    if random_directions:
+        speed = _speed(velocities, mixing)
+        noise = [
+            torch.randn(random_directions, *p.shape, dtype=p.dtype, device=p.device, generator=generator) for p in parts
+        ]
+        length = sum(n.flatten(2).square().sum(2) for n in noise)
+        assert isinstance(length, Tensor)
+        noise = [n / length.sqrt().view(*n.shape[:2], *[1] * (n.ndim - 2)) for n in noise]
+        velocities = [torch.cat([v, n]) for v, n in zip(velocities, noise, strict=True)]
     layout: Layout | None = None
 
     def measured(model: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -158,8 +176,19 @@ def lie_derivatives(
         assert layout is not None
         check_outputs(model, pushed.value, pushed.derivative, lambda: f(*parts))
         ideal = layout.tangents(pushed.value, coefficients, domain)
-        derivatives = torch.tensordot(mixing.to(pushed.value.dtype), pushed.derivative - ideal, dims=1)
-    return LieDerivatives(pushed.value, derivatives, pushed.rung)
+        along = pushed.derivative[:count]
+        derivatives = torch.tensordot(mixing.to(pushed.value.dtype), along - ideal, dims=1)
+    random = pushed.derivative[count:] if random_directions else None
+    return LieDerivatives(pushed.value, derivatives, pushed.rung, random, speed)
+
+
+def _speed(velocities: Sequence[Tensor], mixing: Tensor) -> Tensor:
+    """The norms of the generators' velocities, (G, B), from those of the tangents that span them."""
+    gram = 0.0
+    for v in velocities:  # (K, B, *shape)
+        flat = v.flatten(2).transpose(0, 1)  # (B, K, dim)
+        gram = gram + flat @ flat.mT
+    return torch.einsum("gk,bkl,gl->gb", mixing, gram, mixing).clamp_min(0).sqrt()
 
 
 def moving_parts(x: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], Any]]:

@@ -3,24 +3,44 @@ r"""The local equivariance error (LEE): the size of the Lie derivative, averaged
 .. math:: \mathrm{LEE}_X = \frac{1}{|D|} \sum_{x \in D} \frac{\| L_X f(x) \|^2}{\dim f(x)}
 
 is ``squared`` here. The paper's published code averages the absolute value over the outputs instead, which
-is ``absolute``; both are given. Standard errors are over images: sample deviation over sqrt(n).
+is ``absolute``; both are given. A constant model has no error at all, and a timid one little: normalised variants say
+how large the error is beside something of the model's own,
 
-Source: Gruver et al. 2022 (Lie derivative), arXiv 2210.02984, section on the local equivariance error.
+- ``relative``: :math:`\|L_X f\|^2 / \|f\|^2`, per image;
+- ``per_variance``: :math:`\mathrm{LEE}_X` over the variance of the outputs over the images (the mean over outputs of
+  each output's sample variance): how much of what tells images apart a unit of motion moves;
+- ``per_random``: :math:`\|L_X f\|^2 / \|Df[\|v\| r]\|^2` with v the image's own velocity and r a random direction of
+  unit length, the mean square over a few: 1 for a model to which the motion is like any other change.
+
+Standard errors are over images, sample deviation over sqrt(n); confidence intervals are Student's.
+
+Source: Gruver et al. 2022 (Lie derivative), arXiv 2210.02984, section on the local equivariance error; the
+normalised variants are ours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from lie.run import UserError
 from torch import Tensor
 
-from liederivative.actions import GENERATORS, Generator, Layout, resolve_generators
-from liederivative.derivative import LADDER, check_images, lie_derivatives
+from liederivative.actions import Action, GeneratorLike, Images, Layout, resolve_generators
+from liederivative.derivative import LADDER, Selector, check_inputs, double_copy, lie_derivatives, module_of
+
+Measure = Literal["absolute", "squared", "relative", "per_random"]
+PRECISION = 1e-2
+"""Relative difference of float32 from float64 from which the numbers carry a warning: one per cent of the error."""
+
+
+class PrecisionWarning(UserWarning):
+    """The numbers are spoilt by rounding."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +54,18 @@ class LEE:
     """mean over the outputs of ``|L_X f|^2``, per image: the paper's LEE"""
     method: str
     """how the model was differentiated: the name of the slowest rung used"""
+    relative: Float[Tensor, "G N"] | None = None
+    """``|L_X f|^2 / |f|^2``, per image"""
+    per_random: Float[Tensor, "G N"] | None = None
+    """``|L_X f|^2`` over that of a random change as large, per image; None unless random directions were asked for"""
+    variance: float = math.nan
+    """of the outputs over the images: mean over the outputs of their sample variance; NaN for a single image"""
+    output_absolute: Float[Tensor, "G *shape"] | None = None
+    """mean over images of ``|L_X f|``, per output: per class of a classifier"""
+    output_squared: Float[Tensor, "G *shape"] | None = None
+    """mean over images of ``|L_X f|^2``, per output"""
+    float64_difference: float = math.nan
+    """largest relative difference of ``squared`` of the first image from float64; NaN if it was not checked"""
 
     @property
     def mean_absolute(self) -> dict[str, float]:
@@ -46,6 +78,21 @@ class LEE:
         return self._by_name(self.squared.mean(dim=1))
 
     @property
+    def mean_relative(self) -> dict[str, float]:
+        """Mean over images of ``relative``, by generator."""
+        return self._by_name(self._values("relative").mean(dim=1))
+
+    @property
+    def mean_per_random(self) -> dict[str, float]:
+        """Mean over images of ``per_random``, by generator."""
+        return self._by_name(self._values("per_random").mean(dim=1))
+
+    @property
+    def per_variance(self) -> dict[str, float]:
+        """``mean_squared`` over the variance of the outputs over the images, by generator."""
+        return self._by_name(self.squared.mean(dim=1) / self.variance)
+
+    @property
     def standard_error_absolute(self) -> dict[str, float]:
         """Standard error of ``mean_absolute``; NaN for a single image."""
         return self._by_name(_standard_error(self.absolute))
@@ -55,31 +102,82 @@ class LEE:
         """Standard error of ``mean_squared``; NaN for a single image."""
         return self._by_name(_standard_error(self.squared))
 
+    def interval(self, measure: Measure = "squared", level: float = 0.95) -> dict[str, tuple[float, float]]:
+        """Student's confidence interval of the mean over images, by generator; NaN for a single image.
+
+        Args:
+            measure: which of the per-image values.
+            level: of confidence, between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise UserError(f"expected a confidence level between 0 and 1, got {level}")
+        values = self._values(measure)
+        error = _standard_error(values)
+        if values.shape[1] > 1:
+            from scipy.stats import t  # a tenth of a second to import
+
+            error = error * float(t.ppf(0.5 + level / 2, values.shape[1] - 1))
+        mean = values.mean(dim=1)
+        pairs = zip((mean - error).tolist(), (mean + error).tolist(), strict=True)
+        return dict(zip(self.generators, pairs, strict=True))
+
+    def by_label(self, labels: Sequence[int] | Tensor, measure: Measure = "squared") -> dict[int, dict[str, float]]:
+        """The mean over the images of each label, by label and generator.
+
+        Raises:
+            UserError: if there is not one label an image.
+        """
+        values, given = self._values(measure), torch.as_tensor(labels)
+        if given.shape != (values.shape[1],):
+            raise UserError(f"expected {values.shape[1]} labels, one an image, got shape {tuple(given.shape)}")
+        return {
+            int(label): self._by_name(values[:, (given == label).to(values.device)].mean(dim=1))
+            for label in given.unique()
+        }
+
+    def _values(self, measure: Measure) -> Tensor:
+        known = {"absolute": self.absolute, "squared": self.squared, "relative": self.relative}
+        values = known.get(measure, self.per_random)
+        if values is None:
+            raise UserError(f"{measure} was not measured; for per_random give lee(..., random_directions=4)")
+        return values
+
     def _by_name(self, values: Tensor) -> dict[str, float]:
         return dict(zip(self.generators, values.tolist(), strict=True))
 
 
 def lee(
-    model: Callable[[Tensor], Tensor],
-    x: Float[Tensor, "N C H W"],
-    generators: str | Generator | Iterable[str | Generator] = tuple(GENERATORS),
+    model: Callable[..., Any],
+    x: Any,
+    generators: str | GeneratorLike | Iterable[str | GeneratorLike] | None = None,
     *,
-    output: str | Layout | None = None,
+    action: Action | None = None,
+    output: str | Layout | Callable[[Tensor, Tensor], Tensor] | None = None,
+    select: Selector | None = None,
     probabilities: bool = False,
     batch_size: int = 8,
     tangents_per_pass: int = 7,
+    random_directions: int = 0,
+    generator: torch.Generator | None = None,
+    check_precision: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> LEE:
     """The local equivariance errors of ``model`` on the images ``x``, per generator and image.
 
     Args:
-        model: as for `lie_derivative`.
-        x: images (N, C, H, W).
-        generators: names or `Generator` objects; all ten by default, which cost seven tangents.
-        output: layout of the output, as for `lie_derivative`.
+        model: as for `lie_derivative`, and so are action, output, select and probabilities.
+        x: images (N, C, H, W), or what ``action`` moves.
+        generators: names or elements; all of the action's by default: ten of images, which cost seven tangents.
+        action: how the input moves; `Images` by default.
+        output: layout of the output.
+        select: part of a structured output.
         probabilities: take the softmax first, as the paper does for classifiers.
         batch_size: images measured at once.
         tangents_per_pass: tangents pushed at once; fewer take less memory and more time.
+        random_directions: further tangents, random ones, for ``per_random``.
+        generator: of the random directions.
+        check_precision: measure the first image in float64 too, and warn (`PrecisionWarning`) if that differs by more
+            than 1 %: the model is badly conditioned, or its derivative vanishes up to rounding.
         progress: called with the number of images after each batch.
 
     Raises:
@@ -89,28 +187,106 @@ def lee(
     >>> errors.mean_absolute
     {'translate_x': 0.0, 'saturate': 1.0}
     """
-    chosen = resolve_generators(generators)
-    check_images(model, x)
+    action = Images() if action is None else action
+    known = action.generators
+    chosen = resolve_generators(tuple(known) if generators is None else generators, known)
+    check_inputs(model, x, action)
     if batch_size < 1:
         raise UserError(f"expected a batch_size of at least 1, got {batch_size}")
-    absolute, squared, ladder = [], [], LADDER
-    for batch in x.split(batch_size):
+    parts: dict[str, list[Tensor]] = {"absolute": [], "squared": [], "relative": [], "per_random": []}
+    values, outputs, ladder = [], [0.0, 0.0], LADDER
+    for batch in _batches(x, batch_size):
         found = lie_derivatives(
             model,
             batch,
             chosen,
+            action=action,
             output=output,
+            select=select,
             probabilities=probabilities,
             tangents_per_pass=tangents_per_pass,
+            random_directions=random_directions,
+            generator=generator,
             ladder=ladder,
         )
         ladder = ladder[ladder.index(found.rung) :]  # what failed once is not tried again
-        sizes = found.derivatives.reshape(len(chosen), len(batch), -1).abs()  # (G, B, dim)
-        absolute.append(sizes.mean(dim=2))
-        squared.append(sizes.square().mean(dim=2))
+        sizes = found.derivatives.abs()  # (G, B, *shape)
+        squares = sizes.square()
+        flat = squares.flatten(2) if squares.ndim > 2 else squares[..., None]  # (G, B, dim)
+        value = found.value.flatten(1) if found.value.ndim > 1 else found.value[:, None]
+        parts["absolute"].append((sizes.flatten(2) if sizes.ndim > 2 else sizes[..., None]).mean(dim=2))
+        parts["squared"].append(flat.mean(dim=2))
+        parts["relative"].append(flat.sum(dim=2) / value.square().sum(dim=1))
+        if found.random is not None and found.speed is not None:
+            changes = found.random.flatten(2).square().sum(2) if found.random.ndim > 2 else found.random.square()
+            parts["per_random"].append(flat.sum(dim=2) / (found.speed.square() * changes.mean(0)))
+        values.append(value)
+        outputs = [outputs[0] + sizes.sum(1), outputs[1] + squares.sum(1)]
         if progress is not None:
-            progress(len(batch))
-    return LEE(tuple(g.name for g in chosen), torch.cat(absolute, 1), torch.cat(squared, 1), ladder[0].name)
+            progress(len(value))
+    joined = {name: torch.cat(list_, 1) if list_ else None for name, list_ in parts.items()}
+    every = torch.cat(values)
+    absolute, squared = joined["absolute"], joined["squared"]
+    assert absolute is not None and squared is not None
+    errors = LEE(
+        tuple(g.name for g in chosen),
+        absolute,
+        squared,
+        ladder[0].name,
+        joined["relative"],
+        joined["per_random"],
+        float(every.var(dim=0).mean()) if len(every) > 1 else math.nan,
+        torch.as_tensor(outputs[0]) / len(every),
+        torch.as_tensor(outputs[1]) / len(every),
+    )
+    if not check_precision or every.dtype == torch.float64:
+        return errors
+    exact = lee(
+        double_copy(model),
+        _in_float64(next(_batches(x, 1))),
+        chosen,
+        action=action,
+        output=output,
+        select=select,
+        probabilities=probabilities,
+        tangents_per_pass=tangents_per_pass,
+    )
+    return _with_difference(errors, exact, model)
+
+
+def _with_difference(errors: LEE, exact: LEE, model: Callable[..., Any]) -> LEE:
+    reference = exact.squared[:, 0].sqrt()
+    single = errors.squared[:, 0].sqrt().to(reference)
+    difference = float(((single - reference).abs() / reference.clamp_min(torch.finfo(torch.float64).tiny)).max())
+    if difference > PRECISION:
+        module = module_of(model)
+        name = type(module).__name__ if module is not None else getattr(model, "__name__", "the model")
+        warnings.warn(
+            f"finite precision spoils the errors of {name}: in float64 the first image's differ by {difference:.1%}; "
+            "measure in float64",
+            PrecisionWarning,
+            stacklevel=3,
+        )
+    return replace(errors, float64_difference=difference)
+
+
+def _batches(x: Any, size: int) -> Iterator[Any]:
+    if isinstance(x, Tensor):
+        yield from x.split(size)
+        return
+    keys = list(x) if isinstance(x, dict) else list(range(len(x)))
+    count = max(len(x[key]) for key in keys if isinstance(x[key], Tensor) and x[key].ndim)
+    for start in range(0, count, size):
+        cut = {
+            key: x[key][start : start + size] if isinstance(x[key], Tensor) and x[key].ndim else x[key] for key in keys
+        }
+        yield cut if isinstance(x, dict) else tuple(cut.values())
+
+
+def _in_float64(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.double() if x.is_floating_point() else x
+    return {k: _in_float64(v) for k, v in x.items()} if isinstance(x, dict) else tuple(_in_float64(v) for v in x)
 
 
 def _standard_error(values: Tensor) -> Tensor:

@@ -18,7 +18,10 @@ RULES: dict[str, Callable[[Call], Any]] = {
 NotImplemented, and then torch's own forward mode is asked."""
 
 FACTORIES = frozenset(
-    ["zeros", "empty", "ones", "full", "empty_strided", "new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided", "zeros_like", "ones_like", "empty_like", "full_like"]
+    {
+        *("zeros", "empty", "ones", "full", "empty_strided", "zeros_like", "ones_like", "empty_like", "full_like"),
+        *("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided"),
+    }
 )
 """What makes a tensor that depends on no value."""
 
