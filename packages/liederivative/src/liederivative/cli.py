@@ -22,6 +22,7 @@ from lie.run import (
     write_json,
 )
 
+from liederivative.report.command import ReportCommand
 from liederivative.sweep.command import SweepCommand
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "liederivative",
         "How equivariant is a trained network? Lie derivatives of any timm model. "
         "Example: liederivative measure resnet18 vit_tiny_patch16_224 --images sample",
-        {"measure": Measure, "sweep": SweepCommand},
+        {"measure": Measure, "sweep": SweepCommand, "report": ReportCommand},
         argv,
     )
 
