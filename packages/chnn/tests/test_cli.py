@@ -96,7 +96,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
         (["simulate", "chain-pendulum", "--trajectories", "0", "--out", out], "at least one initial state"),
         (["simulate", "chain-pendulum", "--seed", "-1", "--out", out], "--seed"),
         (["simulate", "chain-pendulum", "--device", "toaster", "--out", out], "toaster"),
-        (["train", "coupled-pendulum", "--model", "hnn", "--out", out], "no angles for --model hnn"),
+        (["train", "satellite", "--model", "hnn", "--out", out], "no angles for --model hnn"),
         (["train", "chain-pendulum"], "--out DIR"),
         (["train", "chain-pendulum", "--steps", "0", "--out", out], "--steps of at least 1"),
         (["train", "chain-pendulum", "--chunk", "1", "--out", out], "--chunk between 2 and"),

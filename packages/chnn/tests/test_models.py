@@ -8,7 +8,7 @@ import pytest
 import torch
 from chnn.models import CHNN, CLNN, HNN, MLPPotential
 from chnn.models.potential import potential_gradient
-from chnn.systems import ChainPendulum, CoupledPendulum
+from chnn.systems import ChainPendulum, CoupledPendulum, Gyroscope, Rotor, Satellite
 from lie.run import UserError
 from torch import nn
 
@@ -28,12 +28,15 @@ class TruePotential(nn.Module):
         return self.system.potential(x)
 
 
-@pytest.mark.parametrize("system", [ChainPendulum(3, masses=[1.0, 2.0, 0.5]), CoupledPendulum(2, masses=[1.0, 3.0])],
-                         ids=lambda s: s.name)  # fmt: skip
+@pytest.mark.parametrize(
+    "system",
+    [ChainPendulum(3, masses=[1.0, 2.0, 0.5]), CoupledPendulum(2, masses=[1.0, 3.0]), Gyroscope(), Satellite()],
+    ids=lambda s: s.name,
+)
 @pytest.mark.parametrize("model_class", [CHNN, CLNN])
 def test_true_ingredients_give_true_motion(system, model_class):
-    model = model_class(system.constraints_on_points, potential=TruePotential(system)).double()
-    model.log_mass.data = system.masses.log()
+    model = model_class(system.description, potential=TruePotential(system)).double()
+    model.log_mass.data = system.description.inertia.log()
     z = system.sample(5, generator=generator())
     field = model.field(model.encode(z))
     rate = model.decode(field)  # encode and decode are linear
@@ -48,8 +51,8 @@ def test_true_ingredients_give_true_motion(system, model_class):
 def test_learnt_energy_and_constraints_are_kept(name):
     system = ChainPendulum(2, lengths=[1.0, 0.6])
     torch.manual_seed(0)
-    model = {"chnn": lambda: CHNN(system.constraints_on_points, hidden=16),
-             "clnn": lambda: CLNN(system.constraints_on_points, hidden=16),
+    model = {"chnn": lambda: CHNN(system.description, hidden=16),
+             "clnn": lambda: CLNN(system.description, hidden=16),
              "hnn": lambda: HNN(system, hidden=16)}[name]().double()  # fmt: skip
     with torch.no_grad():
         for parameter in model.parameters():
@@ -87,8 +90,8 @@ def test_the_written_gradient_is_autograds():
 def test_gradients_reach_every_parameter_and_are_right(name, dtype):
     system = ChainPendulum(2)
     torch.manual_seed(0)
-    model = {"chnn": lambda: CHNN(system.constraints_on_points, hidden=8), "clnn": lambda: CLNN(
-        system.constraints_on_points, hidden=8), "hnn": lambda: HNN(system, hidden=8)}[name]().to(dtype)  # fmt: skip
+    model = {"chnn": lambda: CHNN(system.description, hidden=8), "clnn": lambda: CLNN(
+        system.description, hidden=8), "hnn": lambda: HNN(system, hidden=8)}[name]().to(dtype)  # fmt: skip
     z = system.sample(3, generator=generator()).to(dtype)
 
     def loss():
@@ -112,6 +115,23 @@ def test_gradients_reach_every_parameter_and_are_right(name, dtype):
             with torch.no_grad():
                 parameter[index] -= sign * h
         assert math.isclose(gradient, (values[0] - values[1]) / (2 * h), rel_tol=1e-5, abs_tol=1e-9)
+
+
+def test_constraints_alone_mean_point_masses():
+    system = ChainPendulum(2)
+    torch.manual_seed(0)
+    a = CHNN(system.description, hidden=8)
+    torch.manual_seed(0)
+    b = CHNN(system.constraints_on_points, hidden=8)
+    z = system.sample(3, generator=generator()).float()
+    torch.testing.assert_close(a.field(a.encode(z)), b.field(b.encode(z)))
+
+
+def test_hnn_of_a_free_body_in_rotation_vectors():
+    system = Rotor()
+    model = HNN(system, hidden=8).double()
+    z = system.sample(3, generator=generator())
+    torch.testing.assert_close(model.decode(model.encode(z)), z, rtol=0, atol=1e-10)
 
 
 def test_errors():

@@ -11,10 +11,10 @@ from lie.run import UserError, atomic_path
 from torch import Tensor
 from tqdm import tqdm
 
+from chnn.animation.scene import Scene, coil
 from chnn.systems import System
 
 _TRAIL = 25  # frames of past positions that are drawn
-_COILS = 9
 
 
 def animate(
@@ -46,8 +46,8 @@ def animate(
     frames = np.abs(t.cpu().numpy()[None] - wanted[:, None]).argmin(1)
     x = z[:, 0].detach().cpu().numpy()
     ghost = None if truth is None else truth[:, 0].detach().cpu().numpy()
-    anchors, rods, springs = system.drawing()
-    points = np.concatenate([x.reshape(-1, x.shape[-1]), anchors.numpy()])
+    scene = Scene(system)
+    points = np.concatenate([scene.extent(x), scene.anchors])
     low, high = points.min(0), points.max(0)
     centre, half = (low + high) / 2, 0.55 * float((high - low).max()) + 0.1
 
@@ -65,32 +65,25 @@ def animate(
             else:
                 axes.set(zlim=limits[2])
             if ghost is not None:
-                _draw(axes, anchors.numpy(), ghost[frame], rods, springs, "0.75")
-            _draw(axes, anchors.numpy(), x[frame], rods, springs, "C0")
+                _draw(axes, scene, ghost[frame], "0.75")
+            _draw(axes, scene, x[frame], "C0")
             past = x[frames[max(0, number - _TRAIL) : number + 1]]  # (k, n, d)
-            for point in range(x.shape[1]):
+            for point in scene.origins:
                 axes.plot(*past[:, point].T, color="C1", alpha=0.5, linewidth=1)
             writer.grab_frame()
 
 
-def _draw(axes: Any, anchors: np.ndarray, x: np.ndarray, rods: list, springs: list, color: str) -> None:
-    def place(index: int) -> np.ndarray:
-        return x[index] if index >= 0 else anchors[-1 - index]
+def _draw(axes: Any, scene: Scene, x: np.ndarray, color: str) -> None:
+    for a, b in scene.lines(x, scene.rods):
+        axes.plot(*np.stack([a, b]).T, color=color, linewidth=2)
+    for a, b in scene.lines(x, scene.springs):
+        axes.plot(*coil(a, b).T, color="C2", linewidth=1)
+    for corners in scene.meshes(x):
+        if x.shape[-1] == 3:
+            from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 
-    for a, b in rods:
-        axes.plot(*np.stack([place(a), place(b)]).T, color=color, linewidth=2)
-    for a, b in springs:
-        axes.plot(*_coil(place(a), place(b)).T, color="C2", linewidth=1)
-    axes.plot(*x.T, "o", color=color, markersize=8)
-    axes.plot(*anchors.T, "s", color="0.3", markersize=5)
-
-
-def _coil(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A zigzag from a to b."""
-    along = b - a
-    across = np.zeros_like(along)
-    across[-1] = 1.0
-    across -= along * (across @ along) / max(float(along @ along), 1e-12)
-    s = np.linspace(0.0, 1.0, 4 * _COILS + 1)
-    height = 0.06 * np.sin(2 * np.pi * _COILS * s) * ((s > 0.1) & (s < 0.9))
-    return a + s[:, None] * along + height[:, None] * across
+            axes.add_collection3d(Poly3DCollection(corners, facecolor=color, edgecolor="none", alpha=0.35))
+    for origin, tip in scene.axes(x):
+        axes.plot(*np.stack([origin, tip]).T, color="0.4", linewidth=1)
+    axes.plot(*x[scene.dots].T, "o", color=color, markersize=8 if len(scene.dots) < 20 else 3)
+    axes.plot(*scene.anchors.T, "s", color="0.3", markersize=5)

@@ -1,6 +1,55 @@
-"""Points, constraints and their equations of motion; knows no network and no particular system."""
+"""Bodies, constraints, forces and their equations of motion; knows no network and no particular system."""
 
-from chnn.mechanics.constraints import QuadraticConstraints
+from chnn.mechanics.assembly import GRAVITY, Assembly, BodyHandle, Place
+from chnn.mechanics.bodies import (
+    Body,
+    Inertia,
+    ball,
+    box,
+    cylinder,
+    disk,
+    from_mesh,
+    from_rotational,
+    inverse_mass_matrix,
+    mass_matrix,
+    rod,
+)
+from chnn.mechanics.constraints import Constraints, Metric
+from chnn.mechanics.description import Description, Drawing
 from chnn.mechanics.dynamics import hamiltonian_velocity, lagrangian_acceleration
+from chnn.mechanics.forces import Damping, Dipoles, Force, Gravity, Potential, Springs, potential_gradient
+from chnn.mechanics.projection import project_fixed, project_positions, project_velocity
 
-__all__ = ["QuadraticConstraints", "hamiltonian_velocity", "lagrangian_acceleration"]
+__all__ = [
+    "GRAVITY",
+    "Assembly",
+    "Body",
+    "BodyHandle",
+    "Constraints",
+    "Damping",
+    "Description",
+    "Dipoles",
+    "Drawing",
+    "Force",
+    "Gravity",
+    "Inertia",
+    "Metric",
+    "Place",
+    "Potential",
+    "Springs",
+    "ball",
+    "box",
+    "cylinder",
+    "disk",
+    "from_mesh",
+    "from_rotational",
+    "hamiltonian_velocity",
+    "inverse_mass_matrix",
+    "lagrangian_acceleration",
+    "mass_matrix",
+    "potential_gradient",
+    "project_fixed",
+    "project_positions",
+    "project_velocity",
+    "rod",
+]

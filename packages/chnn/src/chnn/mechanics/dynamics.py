@@ -1,12 +1,14 @@
-r"""Equations of motion of points under quadratic constraints, in velocities and in momenta.
+r"""Equations of motion of points under constraints, in velocities and in momenta.
 
-Lagrangian form: :math:`M \ddot x = F - J^T \lambda` with :math:`(J M^{-1} J^T) \lambda = J M^{-1} F + \dot J v`.
+Lagrangian form: :math:`M \ddot x = F - J^T \lambda` with :math:`(J P J^T) \lambda = J P F + \dot J v`, where P is the
+inverse mass on the motions that the joints allow (`Metric`); the joints' own multipliers never appear.
 
-Hamiltonian form: with :math:`\Psi(x, p) = (g(x), J M^{-1} p)` the flow is
+Hamiltonian form: with :math:`\Psi(x, p) = (g(x), J M^{-1} p)` for all constraints, joints included, the flow is
 :math:`\dot z = \mathbb{J} \nabla H + \mathbb{J} D\Psi^T \mu`, tangent to :math:`\Psi = 0`: the oblique (symplectic)
-projection. The 2C x 2C matrix :math:`D\Psi \mathbb{J} D\Psi^T` has blocks
-:math:`\begin{pmatrix} 0 & G \\ -G & S \end{pmatrix}` with the Gram matrix G and an antisymmetric S, so it is solved
-by two solves with one Cholesky factor of G. On the constraint set both forms give the same motion.
+projection. The matrix :math:`D\Psi \mathbb{J} D\Psi^T` has blocks
+:math:`\begin{pmatrix} 0 & G \\ -G & S \end{pmatrix}` with the Gram matrix G and an antisymmetric S; it is solved
+by two solves with one Cholesky factor of the C x C part of G that the joints leave. On the constraint set both forms
+give the same motion.
 
 Source: Finzi, Wang, Wilson 2020 (CHNN), arXiv 2010.13581, sections on the constrained Hamiltonian and
 Lagrangian equations; the block elimination is ours.
@@ -18,28 +20,36 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from chnn.mechanics.constraints import QuadraticConstraints, solve_factor, solve_gram
+from chnn.mechanics.constraints import Constraints, Metric, solve_factor
 
 
 def lagrangian_acceleration(
-    constraints: QuadraticConstraints,
-    inverse_mass: Float[Tensor, "n n"],
+    constraints: Constraints,
+    metric: Metric,
     x: Float[Tensor, "*batch n d"],
     v: Float[Tensor, "*batch n d"],
     force: Float[Tensor, "*batch n d"],
 ) -> Float[Tensor, "*batch n d"]:
-    """The acceleration of the points, m/s^2, for a force (..., n, d) in newtons."""
+    """The acceleration of the points, m/s^2, for a force (..., n, d) in newtons; NaN where constraints degenerate.
+
+    The metric may have batch axes, which broadcast against those of the states.
+    """
     A = constraints.A  # noqa: N806
     U, W = constraints.spans(x), A @ v  # noqa: N806
-    free = inverse_mass @ force
-    rhs = (U * (A @ free)).sum(-1) + W.square().sum(-1)
-    multipliers = solve_gram(constraints.gram(U, inverse_mass), rhs)  # (..., C)
-    return free - inverse_mass @ (A.mT @ (multipliers.unsqueeze(-1) * U))
+    D, rate = constraints.directions(U), constraints.curvature(U, W)  # noqa: N806
+    free = metric.inverse @ force
+    rhs = (D * (A @ free) + rate * W).sum(-1)  # (..., C)
+    # A failed factor is not a number, and so are the multipliers: degenerate samples show without a branch.
+    factor, info = torch.linalg.cholesky_ex(metric.coupling * (D @ D.mT))
+    multipliers = torch.where((info == 0).unsqueeze(-1), solve_factor(factor, rhs), torch.nan)
+    return free - metric.back @ (multipliers.unsqueeze(-1) * D)
 
 
 def hamiltonian_velocity(
-    constraints: QuadraticConstraints,
-    inverse_mass: Float[Tensor, "n n"],
+    constraints: Constraints,
+    metric: Metric,
+    mass: Float[Tensor, "*#batch n n"],
+    inverse_mass: Float[Tensor, "*#batch n n"],
     x: Float[Tensor, "*batch n d"],
     p: Float[Tensor, "*batch n d"],
     force: Float[Tensor, "*batch n d"],
@@ -48,14 +58,16 @@ def hamiltonian_velocity(
     A = constraints.A  # noqa: N806
     v = inverse_mass @ p
     U, W = constraints.spans(x), A @ v  # noqa: N806
-    coupling = A @ inverse_mass @ A.mT  # (C, C)
-    factor = torch.linalg.cholesky_ex(coupling * (U @ U.mT)).L
-    # S = {Psi_2, Psi_2} in Poisson brackets; mu_2 vanishes on the constraint set.
-    S = coupling * (W @ U.mT - U @ W.mT)  # noqa: N806
-    mu_2 = -solve_factor(factor, (U * W).sum(-1))
-    rate = W.square().sum(-1) + (U * (A @ (inverse_mass @ force))).sum(-1)
-    mu_1 = solve_factor(factor, rate + (S @ mu_2.unsqueeze(-1)).squeeze(-1))
-    reaction = A.mT @ (mu_2.unsqueeze(-1) * U)
-    dx = v + inverse_mass @ reaction
-    dp = force - A.mT @ (mu_1.unsqueeze(-1) * U + mu_2.unsqueeze(-1) * W)
+    D, rate = constraints.directions(U), constraints.curvature(U, W)  # noqa: N806
+    factor, info = torch.linalg.cholesky_ex(metric.coupling * (D @ D.mT))
+    good = (info == 0).unsqueeze(-1)
+    inside = metric.inverse @ p  # the velocity without its part across the joints
+    mu_2 = torch.where(good, -solve_factor(factor, (D * (A @ inside)).sum(-1)), torch.nan)
+    dx = inside + metric.back @ (mu_2.unsqueeze(-1) * D)
+    # d/dt (D . A v) = (dD/dt) . A v + D . A M^-1 dp, with dD/dt along dx.
+    turning = constraints.curvature(U, A @ dx)
+    free = metric.inverse @ (force - A.mT @ (mu_2.unsqueeze(-1) * rate))
+    rhs = (turning * W + D * (A @ free)).sum(-1)
+    mu_1 = torch.where(good, solve_factor(factor, rhs), torch.nan)
+    dp = mass @ (free - metric.back @ (mu_1.unsqueeze(-1) * D))
     return dx, dp

@@ -11,7 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from chnn.mechanics import QuadraticConstraints, hamiltonian_velocity, lagrangian_acceleration
+from chnn.mechanics import (
+    Constraints,
+    Description,
+    Metric,
+    hamiltonian_velocity,
+    inverse_mass_matrix,
+    lagrangian_acceleration,
+    mass_matrix,
+)
 from chnn.models.base import DynamicsModel
 from chnn.models.potential import MLPPotential, potential_gradient
 
@@ -21,21 +29,35 @@ class _Constrained(DynamicsModel):
 
     def __init__(
         self,
-        constraints: QuadraticConstraints,
+        system: Description | Constraints,
         *,
         potential: nn.Module | None = None,
         hidden: int = 128,
         depth: int = 3,
     ) -> None:
         super().__init__()
+        constraints = system if isinstance(system, Constraints) else system.constraints
         n, d = constraints.num_points, constraints.spatial_dim
         self.constraints = constraints
+        factor = torch.eye(n, dtype=torch.float64) if isinstance(system, Constraints) else system.inertia_factor
+        self.inertia_factor = factor  # in float64; not a buffer, which a model in float32 would round
         self.log_mass = nn.Parameter(torch.zeros(n))
         self.potential = MLPPotential(n, d, hidden=hidden, depth=depth) if potential is None else potential
 
+    def mass(self) -> Float[Tensor, "n n"]:
+        """The learnt mass matrix: of masses and principal second moments, whose logarithms are learnt."""
+        return mass_matrix(self._factor(), self.log_mass.exp())
+
     def inverse_mass(self) -> Float[Tensor, "n n"]:
-        """The learnt inverse mass matrix, diagonal for point masses."""
-        return torch.diag((-self.log_mass).exp())
+        """The inverse of `mass`."""
+        return inverse_mass_matrix(self._factor(), self.log_mass.exp())
+
+    def metric(self) -> Metric:
+        """Products of the learnt masses with the constraints."""
+        return self.constraints.to(self.log_mass).metric(self.inverse_mass())
+
+    def _factor(self) -> Tensor:
+        return self.inertia_factor.to(self.log_mass)
 
     def force(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
         """Minus the gradient of the learnt potential."""
@@ -44,14 +66,15 @@ class _Constrained(DynamicsModel):
     def energy(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch"]:
         """Learnt kinetic plus potential energy of a Cartesian state (positions, velocities)."""
         x, v = z[..., 0, :, :], z[..., 1, :, :]
-        return 0.5 * (self.log_mass.exp() * v.square().sum(-1)).sum(-1) + self.potential(x)
+        return 0.5 * ((self.mass() @ v) * v).sum((-2, -1)) + self.potential(x)
 
 
 class CHNN(_Constrained):
     """The constrained Hamiltonian network, in positions and momenta, by the oblique symplectic projection.
 
     Args:
-        constraints: of the system, given, not learnt.
+        system: the description of a system (``system.description``), whose constraints and bodies are given and whose
+            masses and forces are not looked at; or constraints alone, on point masses.
         potential: any module x (..., n, d) -> (...); a tanh network by default.
         hidden, depth: width and hidden layers of the default potential.
 
@@ -59,24 +82,26 @@ class CHNN(_Constrained):
 
     >>> from chnn.systems import ChainPendulum
     >>> system = ChainPendulum(links=2)
-    >>> model = CHNN(system.constraints_on_points)
+    >>> model = CHNN(system.description)
     >>> model.rollout(system.sample(4).float(), torch.linspace(0, 0.1, 3), rtol=1e-5, atol=1e-6).shape
     torch.Size([4, 3, 2, 2, 2])
     """
 
     def encode(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch 2 n d"]:
         """(x, v) -> (x, p = M v)."""
-        return torch.stack([z[..., 0, :, :], self.log_mass.exp().unsqueeze(-1) * z[..., 1, :, :]], dim=-3)
+        return torch.stack([z[..., 0, :, :], self.mass() @ z[..., 1, :, :]], dim=-3)
 
     def decode(self, state: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch 2 n d"]:
         """(x, p) -> (x, v = M^-1 p)."""
-        return torch.stack([state[..., 0, :, :], (-self.log_mass).exp().unsqueeze(-1) * state[..., 1, :, :]], dim=-3)
+        return torch.stack([state[..., 0, :, :], self.inverse_mass() @ state[..., 1, :, :]], dim=-3)
 
     def field(self, state: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch 2 n d"]:
         """(dx/dt, dp/dt)."""
         x, p = state[..., 0, :, :], state[..., 1, :, :]
         constraints = self.constraints.to(state)
-        dx, dp = hamiltonian_velocity(constraints, self.inverse_mass(), x, p, self.force(x))
+        inverse = self.inverse_mass()
+        metric = constraints.metric(inverse)
+        dx, dp = hamiltonian_velocity(constraints, metric, self.mass(), inverse, x, p, self.force(x))
         return torch.stack([dx, dp], dim=-3)
 
 
@@ -98,5 +123,5 @@ class CLNN(_Constrained):
         """(dx/dt, dv/dt)."""
         x, v = state[..., 0, :, :], state[..., 1, :, :]
         constraints = self.constraints.to(state)
-        acceleration = lagrangian_acceleration(constraints, self.inverse_mass(), x, v, self.force(x))
+        acceleration = lagrangian_acceleration(constraints, self.metric(), x, v, self.force(x))
         return torch.stack([v, acceleration], dim=-3)

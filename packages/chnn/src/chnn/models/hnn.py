@@ -24,7 +24,7 @@ class AngleCoordinates(Protocol):
     """A system whose states are given by angles."""
 
     @property
-    def num_points(self) -> int:
+    def num_angles(self) -> int:
         """Number of angles."""
         ...
 
@@ -47,7 +47,7 @@ class HNN(DynamicsModel):
 
     def __init__(self, coordinates: AngleCoordinates, *, hidden: int = 128, depth: int = 3) -> None:
         super().__init__()
-        n = coordinates.num_points
+        n = coordinates.num_angles
         self.coordinates, self.n = coordinates, n
         self.mass_network = _mlp(2 * n, n * (n + 1) // 2, hidden, depth)
         self.potential = _mlp(2 * n, 1, hidden, depth)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from chnn import mechanics
 
 
 class MLPPotential(nn.Module):
@@ -48,8 +49,4 @@ def potential_gradient(potential: nn.Module, x: Float[Tensor, "*batch n d"]) -> 
     """dV/dx of any module x (..., n, d) -> (...): its own ``gradient`` where it has one, else autograd."""
     if isinstance(potential, MLPPotential):
         return potential.gradient(x)
-    inside = torch.is_grad_enabled() and x.requires_grad
-    with torch.enable_grad():
-        point = x if inside else x.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(potential(point).sum(), point, create_graph=True)
-    return gradient if torch.is_grad_enabled() else gradient.detach()
+    return mechanics.potential_gradient(potential, x)

@@ -1,5 +1,7 @@
 """Integration of mechanical systems: adaptive per sample, projected."""
 
-from chnn.simulation.dop853 import IntegrationError, integrate
+from lie.integrators import IntegrationError
 
-__all__ = ["IntegrationError", "integrate"]
+from chnn.simulation.run import BACKENDS, simulate
+
+__all__ = ["BACKENDS", "IntegrationError", "simulate"]

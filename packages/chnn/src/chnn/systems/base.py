@@ -1,9 +1,9 @@
-"""A mechanical system of point masses in Cartesian coordinates with explicit constraints."""
+"""A mechanical system: its description, states, energies, projection, and true trajectories."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,114 +11,225 @@ from jaxtyping import Float
 from lie.run import UserError
 from torch import Tensor
 
-from chnn.mechanics import QuadraticConstraints, lagrangian_acceleration
-from chnn.simulation import integrate
+from chnn.mechanics import (
+    GRAVITY,
+    Constraints,
+    Description,
+    Drawing,
+    Metric,
+    hamiltonian_velocity,
+    lagrangian_acceleration,
+    project_positions,
+    project_velocity,
+)
+from chnn.simulation import simulate
 
-GRAVITY = 9.81
-"""Acceleration of gravity along the negative last axis, m/s^2."""
+__all__ = ["GRAVITY", "External", "System"]
+
+External = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A force from outside: (time, x (..., n, d), v) -> (..., n, d), newtons."""
 
 _PROJECTED = 1e-4  # relative violation up to which an initial state is projected; float32 states have 1e-7
-_NEWTON_LIMIT = 100
 
 
-class System(ABC):
-    """Points with masses and quadratic constraints under a potential.
+class System:
+    """Bodies with constraints under forces; any `chnn.mechanics.Description` makes one.
 
     States are (B, 2, n, d): positions (m) and velocities (m/s) of n points in d dimensions. Everything is
     in SI units; gravity is 9.81 m/s^2 along the negative last axis.
 
-    A concrete system sets the fields below and defines `potential`, `force`, `rest` and `sample`.
+    >>> from chnn.mechanics import Assembly
+    >>> world = Assembly(2)
+    >>> world.tether(world.point("bob", 1.0, position=(0.6, -0.8)), (0, 0), 1.0)
+    >>> world.gravity()
+    >>> System(world.build("pendulum")).description.degrees_of_freedom
+    1
     """
 
-    name: str
+    name: str = "system"
     """Name on the command line."""
-    constraints_on_points: QuadraticConstraints
-    masses: Float[Tensor, " n"]
-    """Masses of the points, kg, float64."""
-    dt: float
+    dt: float = 0.05
     """Default spacing of output times, s (the paper's)."""
-    horizon: float
+    horizon: float = 5.0
     """Default horizon, s (the paper's)."""
+    description: Description
+    """Bodies, constraints and forces."""
+
+    def __init__(self, description: Description, *, dt: float | None = None, horizon: float | None = None) -> None:
+        self.description = description
+        self._cache: dict[tuple[torch.dtype, torch.device], tuple[Any, ...]] = {}
+        self.name = description.name
+        self.dt = type(self).dt if dt is None else dt
+        self.horizon = type(self).horizon if horizon is None else horizon
+
+    # --- what a concrete system may say about itself ---
+
+    def sample(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "num 2 n d"]:
+        """Random initial states on the constraints, float64: the reference configuration, shaken and projected."""
+        check_count(num)
+        shape = (num, self.num_points, self.spatial_dim)
+        noise = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+        x = self.description.reference + 0.2 * self._size * noise[0]
+        return self.project(torch.stack([x, 0.5 * noise[1]], dim=1))
+
+    def parameters(self) -> dict[str, Any]:
+        """The numbers that define the system, as plain values in SI units, for a file."""
+        bodies = {
+            body.name: {"dim": body.dim, "mass": body.inertia.mass, "moments": body.inertia.moments}
+            for body in self.description.bodies
+        }
+        return {"bodies": bodies}
+
+    @cached_property
+    def _rest(self) -> Tensor:
+        return torch.stack([relax(self), torch.zeros_like(self.description.reference)])
+
+    def rest(self) -> Float[Tensor, "2 n d"]:
+        """A state of rest where the potential energy is least (nearby, where there are several), float64."""
+        return self._rest
+
+    # --- shapes and parts ---
 
     @property
     def num_points(self) -> int:
         """Number of points n."""
-        return self.constraints_on_points.num_points
+        return self.description.num_points
 
     @property
     def spatial_dim(self) -> int:
         """Dimension d of space."""
-        return self.constraints_on_points.spatial_dim
+        return self.description.spatial_dim
 
-    @abstractmethod
+    @property
+    def constraints_on_points(self) -> Constraints:
+        """The independent constraints, float64."""
+        return self.description.constraints
+
+    @property
+    def masses(self) -> Float[Tensor, " bodies"]:
+        """Masses of the bodies, kg, float64."""
+        return torch.tensor([body.inertia.mass for body in self.description.bodies], dtype=torch.float64)
+
+    @property
+    def drawing(self) -> Drawing:
+        """What to draw."""
+        return self.description.drawing
+
+    def parts(self, like: Tensor) -> tuple[Constraints, Metric, Tensor, tuple[Any, ...]]:
+        """Constraints, metric, mass matrix and forces in the dtype and on the device of ``like``."""
+        key = (like.dtype, like.device)
+        if key not in self._cache:
+            every = self.description
+            self._cache[key] = (
+                every.constraints.to(like), every.metric.to(like), every.mass.to(like), every.inverse_mass.to(like),
+                tuple(force.to(like) for force in every.forces),
+            )  # fmt: skip
+        constraints, metric, mass, _, forces = self._cache[key]
+        return constraints, metric, mass, forces
+
+    # --- energies and forces ---
+
     def potential(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
         """Potential energy of positions, joules."""
+        total = x.new_zeros(x.shape[:-2])
+        for force in self.parts(x)[3]:
+            total = total + force.potential(x)
+        return total
 
-    @abstractmethod
-    def force(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
-        """Minus the gradient of the potential, newtons."""
+    def force(self, x: Float[Tensor, "*batch n d"], v: Float[Tensor, "*batch n d"] | None = None) -> Tensor:
+        """All forces of the system on its points (..., n, d), newtons; those on velocities for ``v``, 0 by default."""
+        forces = self.parts(x)[3]
+        speed = torch.zeros_like(x) if v is None else v
+        if not forces:
+            return torch.zeros_like(x)
+        total = forces[0].force(x, speed)
+        for force in forces[1:]:
+            total = total + force.force(x, speed)
+        return total
 
-    @abstractmethod
-    def rest(self) -> Float[Tensor, "2 n d"]:
-        """The stable state of rest, float64."""
-
-    @abstractmethod
-    def sample(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "num 2 n d"]:
-        """Random initial states on the constraints, float64."""
-
-    @abstractmethod
-    def parameters(self) -> dict[str, Any]:
-        """The numbers that define the system, as plain values in SI units, for a file."""
-
-    @abstractmethod
-    def drawing(self) -> tuple[Tensor, list[tuple[int, int]], list[tuple[int, int]]]:
-        """What to draw: anchors (a, d); rods and springs as pairs of indices, the anchors being -1, -2, ..."""
+    def kinetic(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch"]:
+        """Kinetic energy, joules."""
+        _, v = self._split(z)
+        return 0.5 * ((self.parts(z)[2] @ v) * v).sum((-2, -1))
 
     def energy(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch"]:
         """Kinetic plus potential energy, joules."""
-        x, v = self._split(z)
-        kinetic = 0.5 * (self.masses.to(z) * v.square().sum(-1)).sum(-1)
-        return kinetic + self.potential(x)
+        return self.kinetic(z) + self.potential(self._split(z)[0])
 
     def energy_scale(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch"]:
         """Energy above the state of rest, joules: what energy errors are measured against."""
         return self.energy(z) - self.energy(self.rest().to(z))
 
+    def momentum(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch d"]:
+        """Linear momentum, kg m/s."""
+        return (self.parts(z)[2] @ self._split(z)[1]).sum(-2)
+
+    def angular_momentum(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch m"]:
+        """Angular momentum about the origin, kg m^2/s: 3 components, or 1 in the plane."""
+        x, v = self._split(z)
+        p = self.parts(z)[2] @ v
+        outer = x.mT @ p - p.mT @ x  # (..., d, d)
+        pairs = [(1, 2), (2, 0), (0, 1)] if self.spatial_dim == 3 else [(0, 1)]
+        return torch.stack([outer[..., i, j] for i, j in pairs], dim=-1)
+
+    # --- constraints ---
+
     def constraints(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch C"]:
-        """Position residuals ``|U|^2 - length^2``, square metres; zero on the constraints."""
-        return self.constraints_on_points.to(z).residual(self._split(z)[0])
+        """Position residuals: ``|U|^2 - length^2`` (m^2), distances of joints and planes (m); see `Constraints`."""
+        return self.parts(z)[0].residual(self._split(z)[0])
 
     def velocity_constraints(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch C"]:
-        """Velocity residuals, half the time derivative of `constraints`, m^2/s."""
-        return self.constraints_on_points.to(z).velocity_residual(*self._split(z))
-
-    def field(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch 2 n d"]:
-        """Time derivative of the state by the true equations of motion."""
-        x, v = self._split(z)
-        inverse_mass = self._inverse_mass(z)
-        acceleration = lagrangian_acceleration(self.constraints_on_points.to(z), inverse_mass, x, v, self.force(x))
-        return torch.stack([v, acceleration], dim=-3)
+        """Velocity residuals ``J v``."""
+        return self.parts(z)[0].velocity_residual(*self._split(z))
 
     def project(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch 2 n d"]:
         """The state moved onto the position and velocity constraints, nearest in the mass metric to first order.
 
         Raises:
-            UserError: if Newton's iteration does not converge; names the sample.
+            UserError: if Newton's iteration does not converge; names the samples and the constraint.
         """
-        constraints, inverse_mass = self.constraints_on_points.to(z), self._inverse_mass(z)
+        constraints, metric, *_ = self.parts(z)
         x, v = self._split(z)
-        bound = 16 * torch.finfo(z.dtype).eps * constraints.lengths.square().max()
-        residual = constraints.residual(x).abs().amax(-1)
-        for _ in range(_NEWTON_LIMIT):
-            x, moved = constraints.project(x, v, inverse_mass, iterations=1)
-            residual = constraints.residual(x).abs().amax(-1)
-            if bool((residual <= bound).all()):
-                return torch.stack([x, moved], dim=-3)
-        bad = (~(residual <= bound)).nonzero().flatten().tolist()
-        raise UserError(
-            f"cannot project sample {bad[:5]} of the state onto the constraints of {self.name}: Newton's iteration "
-            f"did not converge in {_NEWTON_LIMIT} steps; start nearer to a possible state"
-        )
+        x, failed = project_positions(constraints, metric, x)
+        if bool(failed.any()):
+            bad = failed.reshape(-1).nonzero().flatten().tolist()
+            left = (
+                constraints.residual(x).abs().reshape(-1, constraints.num_constraints)[bad[0]].nan_to_num(nan=torch.inf)
+            )
+            raise UserError(
+                f"cannot project sample {bad[:5]} of the state onto the constraints of {self.name}: Newton's iteration "
+                f"did not converge, {self._constraint_name(int(left.argmax()))} is left off by {float(left.max()):.3g}"
+                "; start nearer to a possible state"
+            )
+        return torch.stack([x, project_velocity(constraints, metric, x, v)], dim=-3)
+
+    def _constraint_name(self, row: int) -> str:
+        constraints = self.description.constraints
+        C = constraints.A.shape[0]  # noqa: N806
+        return constraints.names[row if row < C else C + (row - C) // self.spatial_dim]
+
+    # --- motion ---
+
+    def field(
+        self, z: Float[Tensor, "*batch 2 n d"], t: Tensor | None = None, external: External | None = None
+    ) -> Float[Tensor, "*batch 2 n d"]:
+        """Time derivative of the state (x, v) by the true equations of motion, with a force from outside if given."""
+        x, v = self._split(z)
+        constraints, metric, *_ = self.parts(z)
+        force = self.force(x, v)
+        if external is not None:
+            now = torch.zeros((), dtype=z.dtype, device=z.device) if t is None else t
+            force = force + external(now, x, v)
+        acceleration = lagrangian_acceleration(constraints, metric, x, v, force)
+        return torch.stack([v, acceleration], dim=-3)
+
+    def momentum_field(self, y: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch 2 n d"]:
+        """Time derivative of the state (x, p = M v), by the oblique symplectic projection."""
+        x, p = self._split(y)
+        constraints, metric, mass, _ = self.parts(y)
+        inverse = self._cache[(y.dtype, y.device)][3]
+        dx, dp = hamiltonian_velocity(constraints, metric, mass, inverse, x, p, self.force(x, inverse @ p))
+        return torch.stack([dx, dp], dim=-3)
 
     def simulate(
         self,
@@ -127,53 +238,87 @@ class System(ABC):
         rtol: float = 1e-7,
         *,
         atol: float | None = None,
+        off_constraints: str = "project",
+        external: External | None = None,
+        backend: str = "auto",
+        max_steps: int = 1_000_000,
         progress: Callable[[float], object] | None = None,
     ) -> Float[Tensor, "B T 2 n d"]:
         """True trajectories: DOP853 in float64, a step size per sample, projected after every step.
 
         Args:
-            z0: initial states on the constraints; a violation up to 1e-4 is projected away, a larger one refused.
-            t: output times, s, increasing.
+            z0: initial states on the constraints.
+            t: output times, s, increasing; anywhere, since outputs are steps of their own.
             rtol: relative tolerance of a step; the absolute one is a hundredth of it by default.
             atol: absolute tolerance of a step.
+            off_constraints: for a state that is off the constraints by less than 1e-4 of a length: "project" it, or
+                "refuse". A state further off is refused; project it yourself with `project`.
+            external: a force from outside, (t, x, v) -> (..., n, d); on the torch path only.
+            backend: "torch" (any device, differentiable), "numba" (compiled for the system, CPU), or "auto": numba
+                where it can be used.
+            max_steps: attempted steps of a sample after which to give up.
             progress: called with the fraction done.
 
         Raises:
             UserError: for wrong shapes, non-finite states, states off the constraints or times out of order.
             IntegrationError: if the integration cannot go on; names samples and time.
         """
+        z, t = self.check_start(z0, t, off_constraints)
+        if not 0 < rtol < 1:
+            raise UserError(f"expected a tolerance rtol between 0 and 1, got {rtol}")
+        atol = 1e-2 * rtol if atol is None else atol
+        return simulate(self, z, t, rtol=rtol, atol=atol, external=external, backend=backend, max_steps=max_steps,
+                        progress=progress)  # fmt: skip
+
+    def check_start(self, z0: Tensor, t: Tensor, off_constraints: str = "project") -> tuple[Tensor, Tensor]:
+        """Initial states in float64, projected, and times; or a `UserError` that says what is wrong with them."""
         self._split(z0)
         if z0.ndim != 4:
             raise UserError(f"expected initial states of shape (B, 2, n, d), got {tuple(z0.shape)}")
+        if len(z0) == 0:
+            raise UserError("expected at least one initial state, got none")
+        if off_constraints not in ("project", "refuse"):
+            raise UserError(f"expected off_constraints 'project' or 'refuse', got {off_constraints!r}")
         t = torch.as_tensor(t, dtype=torch.float64, device=z0.device)
         if t.ndim != 1 or len(t) == 0 or not bool((t.diff() > 0).all()) or not bool(torch.isfinite(t).all()):
             raise UserError(f"expected increasing finite times of shape (T,), got shape {tuple(t.shape)}")
-        if not 0 < rtol < 1:
-            raise UserError(f"expected a tolerance rtol between 0 and 1, got {rtol}")
-        z = z0.detach().to(torch.float64)
-        finite = torch.isfinite(z).flatten(1).all(1)
-        if not bool(finite.all()):
-            raise UserError(f"expected finite initial states, got NaN or infinity in sample {_first(~finite)}")
-        scale = self.constraints_on_points.to(z).lengths.square()
-        off = (self.constraints(z).abs() / scale).amax(-1) > _PROJECTED
-        if bool(off.any()):
-            worst = float(self.constraints(z)[off].abs().max())
-            raise UserError(
-                f"sample {_first(off)} starts off the constraints of {self.name} (by {worst:.3g} m^2, allowed "
-                f"{_PROJECTED:g} of the length squared); use system.project(z0)"
-            )
-        constraints, inverse_mass = self.constraints_on_points.to(z), self._inverse_mass(z)
-
-        def onto(state: Tensor) -> Tensor:
-            # A step violates by its error, about 1e-7: two quadratic iterations reach rounding.
-            return torch.stack(constraints.project(state[:, 0], state[:, 1], inverse_mass, iterations=2), dim=1)
-
-        atol = 1e-2 * rtol if atol is None else atol
+        z = z0.to(torch.float64)
         with torch.no_grad():
-            return integrate(self.field, self.project(z), t, rtol=rtol, atol=atol, project=onto, progress=progress)
+            finite = torch.isfinite(z).flatten(1).all(1)
+            if not bool(finite.all()):
+                raise UserError(f"expected finite initial states, got NaN or infinity in sample {_first(~finite)}")
+            if self.constraints_on_points.num_constraints == 0:
+                return z, t
+            residual = self.constraints(z).abs()
+            allowed = _PROJECTED if off_constraints == "project" else 1e-12
+            off = residual.amax(-1) > allowed * self._size**2
+            if bool(off.any()):
+                sample = _first(off)
+                row = int(residual[sample].argmax())
+                remedy = (
+                    "use system.project(z0)" if allowed == _PROJECTED else "off_constraints='project' moves it there"
+                )
+                raise UserError(
+                    f"sample {sample} starts off the constraints of {self.name}: {self._constraint_name(row)} is off "
+                    f"by {float(residual[sample, row]):.3g}, allowed {allowed * self._size**2:.3g}; {remedy}"
+                )
+            if off_constraints == "refuse":
+                speed = self.velocity_constraints(z).abs()
+                fast = speed.amax(-1) > 1e-10 * max(1.0, float(z.abs().max())) * self._size
+                if bool(fast.any()):
+                    sample = _first(fast)
+                    row = int(speed[sample].argmax())
+                    raise UserError(
+                        f"sample {sample} moves off the constraints of {self.name}: {self._constraint_name(row)} "
+                        f"changes at {float(speed[sample, row]):.3g}; off_constraints='project' takes that away"
+                    )
+        return self.project(z), t
 
-    def _inverse_mass(self, like: Tensor) -> Tensor:
-        return torch.diag(1.0 / self.masses.to(like))
+    @cached_property
+    def _size(self) -> float:
+        """The length that violations are measured against, m."""
+        lengths = self.constraints_on_points.lengths
+        return float(lengths.max()) if len(lengths) and float(lengths.max()) > 0 else 1.0
 
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         n, d = self.num_points, self.spatial_dim
@@ -182,6 +327,32 @@ class System(ABC):
         if not z.is_floating_point():
             raise UserError(f"expected floating-point states, got {z.dtype}; use z.double()")
         return z[..., 0, :, :], z[..., 1, :, :]
+
+
+def check_count(num: int) -> None:
+    """At least one initial state."""
+    if num < 1:
+        raise UserError(f"expected at least one initial state, got {num}")
+
+
+def relax(system: System, iterations: int = 400) -> Float[Tensor, "n d"]:
+    """A configuration of least potential energy, by projected descent in the mass metric from the reference."""
+    constraints, metric, *_ = system.parts(system.description.reference)
+    x, step = system.description.reference, 1e-2
+    energy = float(system.potential(x))
+    for _ in range(iterations):
+        direction = project_velocity(constraints, metric, x, metric.inverse @ system.force(x))
+        if float(direction.abs().max()) < 1e-12:
+            break
+        trial, failed = project_positions(constraints, metric, x + step * direction)
+        lower = float(system.potential(trial)) if not bool(failed) else float("inf")
+        if lower < energy:
+            x, energy, step = trial, lower, 1.5 * step
+        else:
+            step *= 0.4
+            if step < 1e-14:
+                break
+    return x
 
 
 def _first(mask: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""The chain pendulum: point masses hung one from the other by massless rods, in the plane."""
+"""The chain pendulum: point masses on massless rods, or beams, hung one from the other in the plane."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from jaxtyping import Float
 from lie.run import UserError
 from torch import Tensor
 
-from chnn.mechanics import QuadraticConstraints
+from chnn.mechanics import GRAVITY, Assembly, rod
 from chnn.mechanics.constraints import positive
-from chnn.systems.base import GRAVITY, System
+from chnn.systems.base import System, check_count
 
 
 class ChainPendulum(System):
-    """``links`` point masses in the plane, each on a rod from the one before, the first from the origin.
+    """``links`` bodies in the plane, each hung from the one before, the first from the origin.
 
     Args:
-        links: number of rods and masses, n.
-        masses: of the points from the anchor outwards, kg; 1 each by default.
-        lengths: of the rods from the anchor outwards, m; 1 each by default.
+        links: number of links.
+        masses: from the anchor outwards, kg; 1 each by default.
+        lengths: from the anchor outwards, m; 1 each by default.
+        beams: uniform beams, each two points (centre, and the tip of its axis towards the next) joined end to end, in
+            place of point masses on massless rods.
 
-    Initial states as in Finzi, Wang, Wilson 2020 (CHNN): standard normal angles and rates, positions and velocities
-    blurred, projected onto the constraints.
+    Initial states as in Finzi, Wang, Wilson 2020 (CHNN): standard normal angles and rates; for point masses positions
+    and velocities are blurred, three times their mean taken as in the published code, and projected.
 
     >>> import torch
     >>> system = ChainPendulum(links=3)
@@ -36,25 +38,46 @@ class ChainPendulum(System):
     dt, horizon = 0.03, 3.0
 
     def __init__(
-        self, links: int = 2, masses: Sequence[float] | None = None, lengths: Sequence[float] | None = None
+        self,
+        links: int = 2,
+        masses: Sequence[float] | None = None,
+        lengths: Sequence[float] | None = None,
+        *,
+        beams: bool = False,
     ) -> None:
         if links < 1:
             raise UserError(f"expected at least one link, got {links}")
-        self.links = links
-        self.masses = positive("masses", masses, links)
-        A = torch.eye(links, dtype=torch.float64) - torch.diag(torch.ones(links - 1, dtype=torch.float64), -1)  # noqa: N806
-        self.constraints_on_points = QuadraticConstraints(
-            A, torch.zeros(links, 2, dtype=torch.float64), positive("lengths", lengths, links)
-        )
+        self.links, self.beams = links, beams
+        mass, length = positive("masses", masses, links).tolist(), positive("lengths", lengths, links).tolist()
+        self.lengths = torch.tensor(length, dtype=torch.float64)
+        world = Assembly(2)
+        before, depth = None, 0.0
+        for i in range(links):
+            if beams:
+                beam = world.body(f"beam {i}", 1, rod(mass[i], length[i]), position=(0.0, -depth - 0.5 * length[i]),
+                                  axes=[[0.0, -1.0]])  # fmt: skip
+                top, bottom = beam.at(-0.5 * length[i]), beam.at(0.5 * length[i])
+                if before is None:
+                    world.pin(top, (0.0, 0.0))
+                else:
+                    world.ball_joint(before, top)
+                world.draw_rod(top, bottom)
+                before = bottom
+            else:
+                bob = world.point(f"bob {i}", mass[i], position=(0.0, -depth - length[i]))
+                if before is None:
+                    world.tether(bob, (0.0, 0.0), length[i])
+                else:
+                    world.distance(before, bob, length[i])
+                before = bob
+            depth += length[i]
+        world.gravity()
+        super().__init__(world.build(self.name, check=False))
 
-    def potential(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
-        """Gravity: the sum of m g y."""
-        return GRAVITY * (self.masses.to(x) * x[..., -1]).sum(-1)
-
-    def force(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
-        """The weights."""
-        weight = -GRAVITY * self.masses.to(x)
-        return torch.stack([torch.zeros_like(weight), weight], dim=-1).expand_as(x)
+    @property
+    def num_angles(self) -> int:
+        """One for each link."""
+        return self.links
 
     def rest(self) -> Float[Tensor, "2 n d"]:
         """Hanging straight down."""
@@ -62,41 +85,42 @@ class ChainPendulum(System):
 
     def sample(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "num 2 n d"]:
         """Random initial states on the constraints, float64."""
-        if num < 1:
-            raise UserError(f"expected at least one initial state, got {num}")
-        kwargs: dict[str, Any] = {"generator": generator, "dtype": torch.float64}
-        x, v = self.from_angles(torch.randn(num, 2, self.links, **kwargs)).unbind(1)
-        noise = torch.randn(num, 2, self.links, 2, **kwargs)
-        blurred = torch.stack([x + 0.2 * noise[:, 0], 3.0 * (0.5 * v + 0.4 * noise[:, 1])], dim=1)
-        return self.project(blurred)
+        check_count(num)
+        z = self.from_angles(torch.randn(num, 2, self.links, generator=generator, dtype=torch.float64))
+        if self.beams:
+            return z
+        blur = torch.randn(z.shape, generator=generator, dtype=torch.float64)
+        x, v = z.unbind(1)
+        x, v = x + 0.2 * blur[:, 0], 3.0 * (0.5 * v + 0.4 * blur[:, 1])
+        return self.project(torch.stack([x, v], dim=1))
 
     def parameters(self) -> dict[str, Any]:
-        """Number of links, masses, lengths, gravity."""
-        lengths = self.constraints_on_points.lengths.tolist()
-        return {"links": self.links, "masses": self.masses.tolist(), "lengths": lengths, "gravity": GRAVITY}
+        """Number of links, masses, lengths, whether beams, gravity."""
+        return {"links": self.links, "masses": self.masses.tolist(), "lengths": self.lengths.tolist(),
+                "beams": self.beams, "gravity": GRAVITY}  # fmt: skip
 
-    def drawing(self) -> tuple[Tensor, list[tuple[int, int]], list[tuple[int, int]]]:
-        """One anchor, a rod to each mass from the one before."""
-        rods = [(link - 1, link) for link in range(self.links)]  # -1 is the anchor
-        return torch.zeros(1, 2, dtype=torch.float64), rods, []
-
-    def to_angles(self, z: Float[Tensor, "*batch 2 n 2"]) -> Float[Tensor, "*batch 2 n"]:
+    def to_angles(self, z: Float[Tensor, "*batch 2 n 2"]) -> Float[Tensor, "*batch 2 links"]:
         """Angles of the rods from the downward vertical, counter-clockwise, in (-pi, pi], and their rates.
 
         The rates come from the cross product of rod and relative velocity, which has no singular direction.
         """
         x, v = self._split(z)
-        A = self.constraints_on_points.A.to(z)  # noqa: N806
-        rod, rate = A @ x, A @ v
-        angle = torch.atan2(rod[..., 0], -rod[..., 1])
-        turning = (rod[..., 0] * rate[..., 1] - rod[..., 1] * rate[..., 0]) / rod.square().sum(-1)
+        if self.beams:
+            along, rate = x[..., 1::2, :] - x[..., ::2, :], v[..., 1::2, :] - v[..., ::2, :]
+        else:
+            A = self.parts(z)[0].A  # noqa: N806
+            along, rate = A @ x, A @ v
+        angle = torch.atan2(along[..., 0], -along[..., 1])
+        turning = (along[..., 0] * rate[..., 1] - along[..., 1] * rate[..., 0]) / along.square().sum(-1)
         return torch.stack([angle, turning], dim=-2)
 
-    def from_angles(self, angles: Float[Tensor, "*batch 2 n"]) -> Float[Tensor, "*batch 2 n 2"]:
+    def from_angles(self, angles: Float[Tensor, "*batch 2 links"]) -> Float[Tensor, "*batch 2 n 2"]:
         """The state with rods at these angles and rates; the inverse of `to_angles` up to full turns."""
         theta, omega = angles[..., 0, :], angles[..., 1, :]
-        length = self.constraints_on_points.lengths.to(angles)
-        sin, cos = length * theta.sin(), length * theta.cos()
-        rod = torch.stack([sin, -cos], dim=-1)
-        rate = torch.stack([cos * omega, sin * omega], dim=-1)
-        return torch.stack([rod.cumsum(-2), rate.cumsum(-2)], dim=-3)
+        sin, cos = theta.sin(), theta.cos()
+        unit = torch.stack([torch.stack([sin, -cos], dim=-1), torch.stack([cos * omega, sin * omega], dim=-1)], dim=-3)
+        ends = (self.lengths.to(angles).unsqueeze(-1) * unit).cumsum(-2)  # (..., 2, links, 2)
+        if not self.beams:
+            return ends
+        centres = ends - 0.5 * self.lengths.to(angles).unsqueeze(-1) * unit
+        return torch.stack([centres, centres + unit], dim=-2).flatten(-3, -2)

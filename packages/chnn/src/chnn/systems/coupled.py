@@ -10,12 +10,13 @@ from jaxtyping import Float
 from lie.run import UserError
 from torch import Tensor
 
-from chnn.mechanics import QuadraticConstraints
+from chnn.mechanics import GRAVITY, Assembly
 from chnn.mechanics.constraints import positive
-from chnn.systems.base import GRAVITY, System
+from chnn.systems.base import check_count
+from chnn.systems.spherical import SphericalSystem
 
 
-class CoupledPendulum(System):
+class CoupledPendulum(SphericalSystem):
     """``bobs`` point masses on rods from anchors 1 m apart along x, with springs between neighbours.
 
     Args:
@@ -24,8 +25,7 @@ class CoupledPendulum(System):
         lengths: of the rods, m; 1 each by default.
         spring_constant: of every spring, N/m; the rest length is 1 m.
 
-    Initial states as in Finzi, Wang, Wilson 2020 (CHNN): small swings about hanging, here tilts and rates of
-    0.3 standard normal about both horizontal axes.
+    Initial states as in Finzi, Wang, Wilson 2020 (CHNN): spherical angles and rates 0.3 standard normal about hanging.
     """
 
     name = "coupled-pendulum"
@@ -43,57 +43,29 @@ class CoupledPendulum(System):
         if not 0.0 <= spring_constant < float("inf"):
             raise UserError(f"expected a spring constant of at least 0, got {spring_constant}")
         self.bobs, self.spring_constant = bobs, float(spring_constant)
-        self.masses = positive("masses", masses, bobs)
-        anchors = torch.zeros(bobs, 3, dtype=torch.float64)
-        anchors[:, 0] = torch.arange(bobs, dtype=torch.float64)
-        self.constraints_on_points = QuadraticConstraints(
-            torch.eye(bobs, dtype=torch.float64), anchors, positive("lengths", lengths, bobs)
-        )
+        mass = positive("masses", masses, bobs).tolist()
+        self.lengths = positive("lengths", lengths, bobs)
+        self.anchors = torch.zeros(bobs, 3, dtype=torch.float64)
+        self.anchors[:, 0] = torch.arange(bobs, dtype=torch.float64)
+        world = Assembly(3)
+        before = None
+        for i, length in enumerate(self.lengths.tolist()):
+            bob = world.point(f"bob {i}", mass[i], position=(i, 0.0, -length))
+            world.tether(bob, (i, 0.0, 0.0), length)
+            if before is not None:
+                world.spring(before, bob, spring_constant, 1.0)
+            before = bob
+        world.gravity()
+        super().__init__(world.build(self.name, check=False))
 
-    def _stretch(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Direction and stretch of each spring, from bob i to bob i + 1."""
-        offset = x[..., 1:, :] - x[..., :-1, :]
-        length = offset.norm(dim=-1, keepdim=True)
-        return offset / length, length - 1.0
-
-    def potential(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
-        """Gravity and springs."""
-        gravity = GRAVITY * (self.masses.to(x) * x[..., -1]).sum(-1)
-        return gravity + 0.5 * self.spring_constant * self._stretch(x)[1].square().sum((-2, -1))
-
-    def force(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
-        """The weights and the springs' pull."""
-        direction, stretch = self._stretch(x)
-        pull = self.spring_constant * stretch * direction  # on the left bob of each spring
-        none = torch.zeros_like(x[..., :1, :])
-        weight = torch.zeros_like(x)
-        weight[..., -1] = -GRAVITY * self.masses.to(x)
-        return weight + torch.cat([pull, none], dim=-2) - torch.cat([none, pull], dim=-2)
-
-    def rest(self) -> Float[Tensor, "2 n d"]:
-        """All hanging straight down; with equal lengths the springs are at rest too."""
-        x = self.constraints_on_points.b.clone()
-        x[:, -1] -= self.constraints_on_points.lengths
-        return torch.stack([x, torch.zeros_like(x)])
-
-    def sample(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "num 2 n d"]:
+    def sample(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "num 2 n 3"]:
         """Random initial states on the constraints, float64."""
-        if num < 1:
-            raise UserError(f"expected at least one initial state, got {num}")
-        tilt, rate = 0.3 * torch.randn(2, num, self.bobs, 2, generator=generator, dtype=torch.float64)
-        x, v = self.rest().expand(num, 2, self.bobs, 3).clone().unbind(1)
-        length = self.constraints_on_points.lengths.unsqueeze(-1)
-        x[..., :2] += length * tilt.sin()
-        v[..., :2] = length * rate
-        return self.project(torch.stack([x, v], dim=1))
+        check_count(num)
+        angles = 0.3 * torch.randn(num, 2, 2 * self.bobs, generator=generator, dtype=torch.float64)
+        angles[:, 0, ::2] += torch.pi
+        angles[:, 0, 1::2] += 0.5 * torch.pi
+        return self.project(self.from_angles(angles))
 
     def parameters(self) -> dict[str, Any]:
         """Number of bobs, masses, lengths, spring constant, gravity."""
-        lengths = self.constraints_on_points.lengths.tolist()
-        return {"bobs": self.bobs, "masses": self.masses.tolist(), "lengths": lengths,
-                "spring_constant": self.spring_constant, "gravity": GRAVITY}  # fmt: skip
-
-    def drawing(self) -> tuple[Tensor, list[tuple[int, int]], list[tuple[int, int]]]:
-        """An anchor and a rod for each bob, springs between neighbours."""
-        rods = [(-1 - i, i) for i in range(self.bobs)]
-        return self.constraints_on_points.b, rods, [(i, i + 1) for i in range(self.bobs - 1)]
+        return {"bobs": self.bobs, **self._numbers(spring_constant=self.spring_constant, gravity=GRAVITY)}

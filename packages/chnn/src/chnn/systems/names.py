@@ -8,10 +8,19 @@ from typing import Any
 from lie.run import UserError, unknown_name
 
 from chnn.systems.base import System
+from chnn.systems.bead import Bead
+from chnn.systems.cart_pole import CartPole
 from chnn.systems.chain import ChainPendulum
 from chnn.systems.coupled import CoupledPendulum
+from chnn.systems.four_bar import FourBar
+from chnn.systems.magnet import MagnetPendulum
+from chnn.systems.rigid import Gyroscope, Rotor
+from chnn.systems.rope import Rope
+from chnn.systems.satellite import Satellite
 
-SYSTEMS: dict[str, type[System]] = {"chain-pendulum": ChainPendulum, "coupled-pendulum": CoupledPendulum}
+_CLASSES: tuple[type[System], ...] = (ChainPendulum, CoupledPendulum, MagnetPendulum, Gyroscope, Rotor, CartPole,
+                                      Satellite, FourBar, Bead, Rope)  # fmt: skip
+SYSTEMS: dict[str, type[System]] = {each.name: each for each in _CLASSES}
 """Name on the command line to class."""
 
 

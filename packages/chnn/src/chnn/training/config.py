@@ -83,7 +83,7 @@ def build_model(config: TrainConfig, system: System) -> DynamicsModel:
         torch.manual_seed(config.seed)
         if config.model in ("chnn", "clnn"):
             model = {"chnn": CHNN, "clnn": CLNN}[config.model](
-                system.constraints_on_points, hidden=config.hidden, depth=config.depth
+                system.description, hidden=config.hidden, depth=config.depth
             )
         else:
             if not hasattr(system, "to_angles"):

@@ -1,0 +1,428 @@
+"""Declare a system in a few lines: bodies, joints, constraints and forces, then `build`.
+
+world = Assembly(3)
+base = world.body("base", 3, ball(2.0, 0.1))
+arm = world.body("arm", 1, rod(1.0, 1.0))
+world.pin(base.at(0, 0, 0), (0, 0, 0))
+world.ball_joint(base.at(0.1, 0, 0), arm.at(-0.5))
+world.gravity()
+description = world.build("toy")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lie.run import UserError
+from torch import Tensor
+
+from chnn.mechanics.bodies import (
+    Body,
+    Inertia,
+    check_inertia,
+    combined,
+    inertia_factors,
+    inverse_mass_matrix,
+    mass_matrix,
+)
+from chnn.mechanics.constraints import Constraints, Surface
+from chnn.mechanics.description import Description, Drawing
+from chnn.mechanics.forces import Damping, Dipoles, Force, Gravity, Potential, Springs
+from chnn.mechanics.redundancy import find_states, independent_joints, independent_rows
+
+GRAVITY = 9.81
+"""Acceleration of gravity along the negative last axis, m/s^2."""
+
+_MARK = 2**30  # ends of drawn lines that are no points, until the number of points is known
+
+Vector = Sequence[float] | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Place:
+    """An affine combination of points: a point of a body (weights sum to 1), or a direction in it (sum 0)."""
+
+    label: str
+    weights: tuple[tuple[int, float], ...]
+
+    def __sub__(self, other: Place) -> Place:
+        """The vector from ``other`` to this place."""
+        joint = dict(self.weights)
+        for index, weight in other.weights:
+            joint[index] = joint.get(index, 0.0) - weight
+        return Place(f"{self.label} - {other.label}", tuple(joint.items()))
+
+
+@dataclass(frozen=True)
+class BodyHandle:
+    """A body of an `Assembly`; gives its places and directions."""
+
+    body: Body
+
+    def at(self, *coordinates: float) -> Place:
+        """The point at these body coordinates; without any, its origin."""
+        numbers = coordinates or (0.0,) * self.body.dim
+        label = self.body.name + (str(tuple(float(c) for c in numbers)) if any(numbers) else "")
+        return Place(label, tuple(self.body.weights(numbers).items()))
+
+    def along(self, *direction: float) -> Place:
+        """The direction with these body components."""
+        return self.at(*direction) - self.at()
+
+
+class Assembly:
+    """A system in the making, in ``dim`` = 2 or 3 dimensions of space. SI units throughout."""
+
+    def __init__(self, dim: int) -> None:
+        if dim not in (2, 3):
+            raise UserError(f"expected a space of 2 or 3 dimensions, got {dim}")
+        self.dim = dim
+        self._bodies: list[Body] = []
+        self._start: list[np.ndarray] = []
+        self._scalar: list[tuple[str, Place, np.ndarray, float, np.ndarray | None, Surface | None]] = []
+        self._joints: list[tuple[str, Place, np.ndarray]] = []
+        self._springs: list[tuple[Place, np.ndarray, float, float]] = []
+        self._dampers: list[tuple[Place, float]] = []
+        self._gravity: np.ndarray | None = None
+        self._forces: list[Callable[[int], Force]] = []  # of the number of points, known at the end
+        self._rods: list[tuple[int, int]] = []
+        self._coils: list[tuple[int, int]] = []
+        self._marks: list[Place] = []
+        self._anchors: list[np.ndarray] = []
+        self._meshes: list[tuple[str, Tensor, Tensor]] = []
+
+    # --- bodies ---
+
+    def body(
+        self, name: str, dim: int, inertia: Inertia, *, position: Vector | None = None, axes: Vector | None = None
+    ) -> BodyHandle:
+        """Add a rigid body of dimension ``dim`` (0 a point mass, 1 a rod, 2 a plate, 3 a solid).
+
+        Args:
+            name: unique, used in errors.
+            dim: number of its axes, at most that of space.
+            inertia: mass, second moments and centre, in its axes.
+            position: of its origin in the reference configuration; the origin by default.
+            axes: (dim, d), its orthonormal axes as rows in the reference configuration.
+        """
+        if any(body.name == name for body in self._bodies):
+            raise UserError(f"expected unique names of bodies, got '{name}' twice")
+        if not 0 <= dim <= self.dim:
+            raise UserError(f"expected body '{name}' of dimension 0 to {self.dim}, got {dim}")
+        check_inertia(name, dim, inertia)
+        first = sum(body.dim + 1 for body in self._bodies)
+        body = Body(name, dim, inertia, first)
+        self._bodies.append(body)
+        origin = np.zeros(self.dim) if position is None else self._vector(position, f"the position of body '{name}'")
+        rows = np.eye(dim, self.dim) if axes is None else np.asarray(axes, dtype=float)
+        if rows.shape != (dim, self.dim) or not np.allclose(rows @ rows.T, np.eye(dim), atol=1e-9):
+            raise UserError(f"expected {dim} orthonormal axes with {self.dim} components for body '{name}', got {rows}")
+        if dim == self.dim and np.linalg.det(rows) < 0:
+            raise UserError(f"expected right-handed axes for body '{name}', got {rows.tolist()}")
+        self._start.append(np.concatenate([origin[None], origin + rows]))
+        for i, j, length in body.internal_lengths():
+            label = f"length {length:.4g} within body '{name}'"
+            span = Place(label, ((i, 1.0), (j, -1.0)))
+            self._scalar.append((label, span, np.zeros(self.dim), length, None, None))
+        return BodyHandle(body)
+
+    def point(self, name: str, mass: float, *, position: Vector | None = None) -> BodyHandle:
+        """Add a point mass."""
+        return self.body(name, 0, Inertia(float(mass)), position=position)
+
+    # --- constraints ---
+
+    def distance(self, a: Place | BodyHandle, b: Place | BodyHandle, length: float) -> None:
+        """A rod without mass between two points."""
+        a, b = _place(a), _place(b)
+        label = f"distance of {a.label} and {b.label}"
+        self._scalar.append((label, b - a, np.zeros(self.dim), self._length(length, label), None, None))
+        self._draw_rod(a, b)
+
+    def tether(self, a: Place | BodyHandle, anchor: Vector, length: float) -> None:
+        """A rod without mass from a fixed anchor."""
+        a = _place(a)
+        label = f"tether of {a.label}"
+        self._scalar.append((label, a, self._vector(anchor, f"the anchor of the {label}"),
+                             self._length(length, label), None, None))  # fmt: skip
+        self._draw_rod(anchor, a)
+
+    def ball_joint(self, a: Place | BodyHandle, b: Place | BodyHandle) -> None:
+        """Two points of bodies coincide."""
+        a, b = _place(a), _place(b)
+        self._joint(f"ball joint of {a.label} and {b.label}", a - b, np.zeros(self.dim))
+
+    def pin(self, a: Place | BodyHandle, anchor: Vector) -> None:
+        """A point is fixed in space; the body may turn about it."""
+        a = _place(a)
+        label = f"pin of {a.label}"
+        self._joint(label, a, self._vector(anchor, f"the anchor of the {label}"))
+        self._anchor(self._vector(anchor, label))
+
+    def hinge(
+        self,
+        a: Place | BodyHandle,
+        b: Place | BodyHandle | Vector,
+        axis_a: Place | None = None,
+        axis_b: Place | Vector | None = None,
+    ) -> None:
+        """Two points coincide and, in space, two unit directions stay parallel; ``b`` may be fixed in space.
+
+        Args:
+            a: point of a body.
+            b: point of a body, or a fixed place.
+            axis_a: direction in the body of ``a``: ``handle.along(...)``, of length 1. None in the plane.
+            axis_b: direction in the body of ``b``, or fixed in space.
+        """
+        if isinstance(b, (Place, BodyHandle)):
+            self.ball_joint(a, b)
+        else:
+            self.pin(a, b)
+        if self.dim == 2:
+            return
+        if axis_a is None or axis_b is None:
+            raise UserError("expected the axes of a hinge in space: axis_a=body.along(...), axis_b=other.along(...)")
+        label = f"hinge axis {axis_a.label}"
+        if isinstance(axis_b, Place):
+            self._joint(label, axis_a - axis_b, np.zeros(self.dim))
+        else:
+            self._joint(label, axis_a, self._vector(axis_b, f"the {label}"))
+
+    def weld_direction(self, direction: Place, fixed: Vector) -> None:
+        """A direction of a body is fixed in space."""
+        self._joint(f"direction {direction.label}", direction, self._vector(fixed, f"the direction {direction.label}"))
+
+    def on_plane(self, a: Place | BodyHandle, origin: Vector, normal: Vector) -> None:
+        """A point stays on a plane (in two dimensions, on a line)."""
+        a = _place(a)
+        label = f"{a.label} on a plane"
+        n = self._vector(normal, f"the normal of {label}")
+        if not np.linalg.norm(n) > 0:
+            raise UserError(f"expected a normal that is not zero for {label}")
+        place = self._vector(origin, f"the origin of {label}")
+        self._scalar.append((label, a, place, 0.0, n / np.linalg.norm(n), None))
+
+    def on_line(self, a: Place | BodyHandle, origin: Vector, direction: Vector) -> None:
+        """A point stays on a line."""
+        along = self._vector(direction, f"the direction of the line of {_place(a).label}")
+        if not np.linalg.norm(along) > 0:
+            raise UserError(f"expected a direction that is not zero for the line of {_place(a).label}")
+        _, _, basis = np.linalg.svd(along[None])
+        for normal in basis[1:]:
+            self.on_plane(a, origin, normal)
+
+    def on_surface(self, a: Place | BodyHandle, surface: Surface, *, origin: Vector | None = None) -> None:
+        """A point stays where ``surface(point - origin) == 0``; surface takes (..., d) to (...)."""
+        a = _place(a)
+        label = f"{a.label} on a surface"
+        place = np.zeros(self.dim) if origin is None else self._vector(origin, f"the origin of {label}")
+        self._scalar.append((label, a, place, 0.0, None, surface))
+
+    # --- forces ---
+
+    def gravity(self, acceleration: float | Vector = GRAVITY) -> None:
+        """Uniform gravity: a number along the negative last axis, or a vector, m/s^2."""
+        if isinstance(acceleration, (int, float)):
+            down = np.zeros(self.dim)
+            down[-1] = -acceleration
+            self._gravity = down
+        else:
+            self._gravity = self._vector(acceleration, "gravity")
+
+    def spring(
+        self, a: Place | BodyHandle, b: Place | BodyHandle | Vector, stiffness: float, rest: float = 0.0
+    ) -> None:
+        """A linear spring between two points, or from a point to a fixed place, with a rest length."""
+        if not (0.0 <= stiffness < float("inf") and 0.0 <= rest < float("inf")):
+            raise UserError(
+                f"expected a spring with stiffness and rest length of at least 0, got {stiffness} and {rest}"
+            )
+        a = _place(a)
+        if isinstance(b, (Place, BodyHandle)):
+            self._springs.append((_place(b) - a, np.zeros(self.dim), float(stiffness), float(rest)))
+        else:
+            self._springs.append(
+                (a, self._vector(b, f"the end of a spring of {a.label}"), float(stiffness), float(rest))
+            )
+        self._draw_rod(a, b, self._coils)
+
+    def damping(
+        self, coefficient: float, a: Place | BodyHandle | None = None, b: Place | BodyHandle | None = None
+    ) -> None:
+        """Rayleigh damping, N s/m: of the velocity of ``a``, of ``a`` relative to ``b``, or of every body's origin."""
+        if not 0.0 <= coefficient < float("inf"):
+            raise UserError(f"expected a damping coefficient of at least 0, got {coefficient}")
+        if a is None:
+            for body in self._bodies:
+                self._dampers.append((BodyHandle(body).at(), float(coefficient)))
+        else:
+            self._dampers.append((_place(a) if b is None else _place(a) - _place(b), float(coefficient)))
+
+    def potential(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Any potential energy of the points: x (..., n, d) -> (...), joules."""
+        self._forces.append(lambda n: Potential(function))
+
+    def magnets(
+        self, carried: Place | BodyHandle, axis: Place, axis_origin: Vector, strength: float,
+        positions: Vector, moments: Vector, *, published_sign: bool = False,
+    ) -> None:  # fmt: skip
+        """A dipole carried at a point along ``axis - axis_origin``, in the field of fixed dipoles."""
+        rows = [np.asarray(each, dtype=float) for each in (positions, moments)]
+        if rows[0].shape != rows[1].shape or rows[0].ndim != 2 or rows[0].shape[1] != self.dim:
+            raise UserError(f"expected magnets of shapes (F, {self.dim}), got {rows[0].shape} and {rows[1].shape}")
+        carried, origin = _place(carried), self._vector(axis_origin, "the origin of a magnet's axis")
+
+        def make(n: int) -> Dipoles:
+            tensors = [combined(dict(carried.weights), n)[None], np.zeros((1, self.dim)),
+                       combined(dict(axis.weights), n)[None], origin[None],
+                       np.array([float(strength)]), *rows]  # fmt: skip
+            return Dipoles(*(torch.as_tensor(each) for each in tensors), published_sign)
+
+        self._forces.append(make)
+
+    def force(self, force: Force) -> None:
+        """Any other `Force`."""
+        self._forces.append(lambda n: force)
+
+    # --- drawing ---
+
+    def draw_mesh(self, handle: BodyHandle, vertices: np.ndarray, triangles: np.ndarray) -> None:
+        """A mesh in the axes of a body, for drawing only."""
+        self._meshes.append((handle.body.name, torch.as_tensor(vertices), torch.as_tensor(triangles)))
+
+    def draw_rod(self, a: Place | BodyHandle | Vector, b: Place | BodyHandle | Vector) -> None:
+        """A rod for drawing only."""
+        self._draw_rod(a, b)
+
+    # --- the result ---
+
+    @property
+    def _n(self) -> int:
+        return sum(body.dim + 1 for body in self._bodies)
+
+    def build(self, name: str, *, check: bool = True) -> Description:
+        """The finished system.
+
+        Args:
+            name: of the system.
+            check: look for constraints that depend on one another or cannot hold.
+
+        Raises:
+            UserError: without bodies, or for impossible constraints; names them.
+        """
+        if not self._bodies:
+            raise UserError(f"expected at least one body in {name}")
+        n, d = self._n, self.dim
+        E, inertia = inertia_factors(self._bodies)  # noqa: N806
+        joint_A = np.array([combined(dict(place.weights), n) for _, place, _ in self._joints]).reshape(-1, n)  # noqa: N806
+        joint_b = np.array([b for _, _, b in self._joints]).reshape(-1, d)
+        joint_names = [label for label, _, _ in self._joints]
+        kept = independent_joints(joint_A, joint_b, joint_names)
+        redundant = [label for row, label in enumerate(joint_names) if row not in kept]
+        surfaces: dict[int, tuple[Surface, list[int]]] = {}
+        for row, (_, _, _, _, _, f) in enumerate(self._scalar):
+            if f is not None:
+                surfaces.setdefault(id(f), (f, []))[1].append(row)
+        C = len(self._scalar)  # noqa: N806
+        constraints = Constraints(
+            A=_tensor([combined(dict(place.weights), n) for _, place, *_ in self._scalar], C, n),
+            b=_tensor([b for _, _, b, *_ in self._scalar], C, d),
+            lengths=_tensor([length for _, _, _, length, _, _ in self._scalar], C),
+            quadratic=_tensor([float(length > 0) for _, _, _, length, _, _ in self._scalar], C),
+            normals=_tensor([np.zeros(d) if normal is None else normal for *_, normal, _ in self._scalar], C, d),
+            surfaces=tuple((f, torch.tensor(rows)) for f, rows in surfaces.values()),
+            joint_A=torch.from_numpy(joint_A[kept]),
+            joint_b=torch.from_numpy(joint_b[kept]),
+            names=(*(label for label, *_ in self._scalar), *(joint_names[row] for row in kept)),
+        )
+        reference = torch.from_numpy(np.concatenate(self._start))
+        inverse = inverse_mass_matrix(E, inertia)
+        if check and constraints.num_constraints:
+            states = find_states(constraints, inverse, reference)
+            reference = states[0]
+            rows = independent_rows(constraints, inverse, states)
+            redundant += [constraints.names[row] for row in range(C) if row not in rows]
+            constraints = constraints.select(rows)
+        weights = mass_matrix(E, inertia).sum(1)
+        return Description(name, d, tuple(self._bodies), E, inertia, constraints, tuple(redundant),
+                           self._all_forces(n, weights), reference, self._drawing())  # fmt: skip
+
+    def _all_forces(self, n: int, weights: Tensor) -> tuple[Force, ...]:
+        forces: list[Force] = []
+        if self._gravity is not None:
+            forces.append(Gravity(weights, torch.from_numpy(self._gravity)))
+        if self._springs:
+            S = len(self._springs)  # noqa: N806
+            forces.append(Springs(
+                _tensor([combined(dict(place.weights), n) for place, *_ in self._springs], S, n),
+                _tensor([b for _, b, _, _ in self._springs], S, self.dim),
+                _tensor([k for *_, k, _ in self._springs], S), _tensor([rest for *_, rest in self._springs], S),
+            ))  # fmt: skip
+        if self._dampers:
+            R = len(self._dampers)  # noqa: N806
+            forces.append(Damping(_tensor([combined(dict(place.weights), n) for place, _ in self._dampers], R, n),
+                                  _tensor([c for _, c in self._dampers], R)))  # fmt: skip
+        return (*forces, *(make(n) for make in self._forces))
+
+    def _drawing(self) -> Drawing:
+        anchors = torch.from_numpy(np.array(self._anchors).reshape(-1, self.dim))
+
+        def ends(line: tuple[int, int]) -> tuple[int, int]:  # marks come after the points
+            a, b = (self._n + end - _MARK if end >= _MARK else end for end in line)
+            return a, b
+
+        rods, coils = tuple(map(ends, self._rods)), tuple(map(ends, self._coils))
+        return Drawing(anchors, rods, coils, tuple(place.weights for place in self._marks), tuple(self._meshes))
+
+    def _joint(self, label: str, place: Place, offset: np.ndarray) -> None:
+        if not any(abs(weight) > 1e-12 for _, weight in place.weights) and not np.linalg.norm(offset) > 0:
+            raise UserError(f"{label} joins a point to itself; join points of different bodies")
+        self._joints.append((label, place, offset))
+
+    def _vector(self, value: Vector, what: str) -> np.ndarray:
+        vector = np.asarray(value, dtype=float)
+        if vector.shape != (self.dim,) or not np.isfinite(vector).all():
+            raise UserError(f"expected {self.dim} finite numbers for {what}, got {np.asarray(value)}")
+        return vector
+
+    def _length(self, length: float, label: str) -> float:
+        if not 0.0 < length < float("inf"):
+            raise UserError(f"expected a positive finite length for the {label}, got {length:g}")
+        return float(length)
+
+    def _anchor(self, place: np.ndarray) -> int:
+        self._anchors.append(place)
+        return -len(self._anchors)
+
+    def _end(self, end: Place | BodyHandle | Vector) -> int:
+        """The index of an end of a drawn line: a point, a mark after the points, or an anchor below 0."""
+        if not isinstance(end, (Place, BodyHandle)):
+            return self._anchor(self._vector(end, "an anchor"))
+        place = _place(end)
+        heavy = [(index, weight) for index, weight in place.weights if weight != 0.0]
+        if len(heavy) == 1 and heavy[0][1] == 1.0:
+            return heavy[0][0]
+        self._marks.append(place)
+        return _MARK + len(self._marks) - 1
+
+    def _draw_rod(
+        self, a: Place | BodyHandle | Vector, b: Place | BodyHandle | Vector, into: list | None = None
+    ) -> None:
+        (self._rods if into is None else into).append((self._end(a), self._end(b)))
+
+
+def _place(value: Place | BodyHandle) -> Place:
+    if isinstance(value, BodyHandle):
+        return value.at()
+    if not isinstance(value, Place):
+        raise UserError(
+            f"expected a body or a place on one (body.at(...)), got {value!r}; an anchor takes tether or pin"
+        )
+    return value
+
+
+def _tensor(rows: Sequence, *shape: int) -> Tensor:
+    return torch.from_numpy(np.array(rows, dtype=float).reshape(shape))

@@ -1,0 +1,121 @@
+"""Constraints that depend on one another, and constraints that nothing can satisfy.
+
+Joints are linear: dependence is found once by their rank, and a dependent joint that asks for something else is
+impossible. Scalar constraints depend on one another at a state where the Gram matrix is singular. What depends at all
+of several random states on the constraint set depends by structure (the unit axis of a hinge is unit in both bodies)
+and is left out; the rest is chosen for the largest smallest pivot over these states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from lie.run import UserError
+from torch import Tensor
+
+from chnn.mechanics.constraints import Constraints
+
+_DEPENDENT = 1e-9  # pivot of a normalised Gram matrix below which a constraint depends on those before
+
+
+def independent_joints(A: np.ndarray, b: np.ndarray, names: Sequence[str]) -> list[int]:  # noqa: N803
+    """Indices of joints ``A x = b`` on which the others depend.
+
+    Raises:
+        UserError: if a dependent joint contradicts the others; names it.
+    """
+    kept: list[int] = []
+    for row in range(len(A)):
+        if not kept:
+            left, rest = A[row], b[row]
+        else:
+            combination = np.linalg.lstsq(A[kept].T, A[row], rcond=None)[0]
+            left, rest = A[row] - combination @ A[kept], b[row] - combination @ b[kept]
+        size = np.linalg.norm(A[row])
+        if np.linalg.norm(left) > 1e-10 * max(size, 1e-300):
+            kept.append(row)
+        elif np.linalg.norm(rest) > 1e-9 * (1.0 + np.linalg.norm(b[row])):
+            others = f" given {', '.join(names[k] for k in kept)}" if kept else ""
+            raise UserError(
+                f"impossible constraint: {names[row]} cannot hold{others}; it is off by {np.linalg.norm(rest):.3g}"
+            )
+    return kept
+
+
+def independent_rows(
+    constraints: Constraints, inverse_mass: Float[Tensor, "n n"], states: Float[Tensor, "S n d"]
+) -> list[int]:
+    """Scalar constraints, in order, on which the others depend at most of the ``states``."""
+    metric = constraints.metric(inverse_mass)
+    D = constraints.directions(constraints.spans(states))  # noqa: N806
+    gram = metric.coupling * (D @ D.mT)
+    # Each against what it would be without joints: one that the joints alone imply is zero but for rounding.
+    alone = ((constraints.A @ inverse_mass) * constraints.A).sum(-1) * D.square().sum(-1)
+    scale = alone.clamp(min=1e-300).sqrt()
+    gram = gram / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
+    kept: list[int] = []
+    left = gram.clone()
+    for _ in range(gram.shape[-1]):
+        pivots = torch.diagonal(left, dim1=-2, dim2=-1)  # (S, C)
+        worth = pivots.median(dim=0).values
+        worth[kept] = -torch.inf
+        best = int(worth.argmax())
+        if not float(worth[best]) > _DEPENDENT:
+            break
+        kept.append(best)
+        column = left[:, :, best] * (pivots[:, best] > _DEPENDENT).unsqueeze(-1)
+        left = left - column.unsqueeze(-1) * column.unsqueeze(-2) / pivots[:, best].clamp(min=_DEPENDENT)[:, None, None]
+    return sorted(kept)
+
+
+def find_states(
+    constraints: Constraints,
+    inverse_mass: Float[Tensor, "n n"],
+    start: Float[Tensor, "n d"],
+    *,
+    count: int = 8,
+    spread: float = 0.3,
+    seed: int = 0,
+) -> Float[Tensor, "S n d"]:
+    """Random configurations on the constraints near ``start``, also where constraints depend on one another.
+
+    Damped Gauss-Newton steps by the singular value decomposition.
+
+    Raises:
+        UserError: if no start leads to a configuration: impossible constraints; names those that are left.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    n, d = start.shape
+    size = max(1.0, float(start.abs().max()))
+    best, worst = None, None
+    found: list[Tensor] = []
+    noise = [0.0, *[spread] * (count - 1), *[10.0 * spread] * 8]
+    for scale in noise:
+        x = start + scale * size * torch.randn(n, d, dtype=torch.float64, generator=generator)
+        for _ in range(200):
+            residual = constraints.residual(x)
+            if float(residual.abs().amax()) <= 1e-13 * size**2:
+                break
+            rows = constraints.jacobian(x).flatten(1)
+            scales = torch.cat([1.0 + constraints.quadratic, torch.ones(len(rows) - len(constraints.quadratic))])
+            step = torch.linalg.lstsq(rows, (residual / scales).unsqueeze(-1), driver="gelsd", rcond=1e-8).solution
+            length = float(step.abs().max())
+            x = x - (step * min(1.0, size / max(length, 1e-300))).view(n, d)
+        off = constraints.residual(x).abs()
+        if float(off.amax()) <= 1e-10 * size**2:
+            found.append(x)
+            if len(found) >= count:
+                break
+        elif worst is None or float(off.amax()) < worst:
+            best, worst = off, float(off.amax())
+    if not found:
+        assert best is not None
+        C, d = constraints.A.shape[0], constraints.spatial_dim  # noqa: N806
+        per_name = torch.cat([best[:C], best[C:].view(-1, d).amax(-1)]) if len(best) > C else best
+        order = per_name.argsort(descending=True)[:4].tolist()
+        named = ", ".join(f"{constraints.names[i]} (by {per_name[i]:.3g})" for i in order if per_name[i] > 1e-8)
+        raise UserError(f"impossible constraints: no configuration satisfies {named}; check lengths, anchors and axes")
+    return torch.stack(found)
