@@ -39,6 +39,7 @@ GRAVITY = 9.81
 _MARK = 2**30  # ends of drawn lines that are no points, until the number of points is known
 
 Vector = Sequence[float] | np.ndarray | Tensor
+Rows = Sequence[Sequence[float]] | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Assembly:
     # --- bodies ---
 
     def body(
-        self, name: str, dim: int, inertia: Inertia, *, position: Vector | None = None, axes: Vector | None = None
+        self, name: str, dim: int, inertia: Inertia, *, position: Vector | None = None, axes: Rows | None = None
     ) -> BodyHandle:
         """Add a rigid body of dimension ``dim`` (0 a point mass, 1 a rod, 2 a plate, 3 a solid).
 
@@ -267,7 +268,7 @@ class Assembly:
 
     def magnets(
         self, carried: Place | BodyHandle, axis: Place, axis_origin: Vector, strength: float,
-        positions: Vector, moments: Vector, *, published_sign: bool = False,
+        positions: Rows, moments: Rows, *, published_sign: bool = False,
     ) -> None:  # fmt: skip
         """A dipole carried at a point along ``axis - axis_origin``, in the field of fixed dipoles."""
         rows = [np.asarray(each, dtype=float) for each in (positions, moments)]
@@ -279,7 +280,8 @@ class Assembly:
             tensors = [combined(dict(carried.weights), n)[None], np.zeros((1, self.dim)),
                        combined(dict(axis.weights), n)[None], origin[None],
                        np.array([float(strength)]), *rows]  # fmt: skip
-            return Dipoles(*(torch.as_tensor(each) for each in tensors), published_sign)
+            A, b, axis_A, axis_b, size, places, fixed = (torch.as_tensor(each) for each in tensors)  # noqa: N806
+            return Dipoles(A, b, axis_A, axis_b, size, places, fixed, published_sign)
 
         self._forces.append(make)
 

@@ -205,9 +205,9 @@ def from_mesh(
     centre = (det[:, None] * total).sum(0) / 24.0 / volume
     corners = np.stack([a, b, c, total], axis=1)  # (F, 4, 3)
     second = np.einsum("f,fpi,fpj->ij", det, corners, corners) / 120.0 / volume - np.outer(centre, centre)
-    mass = density * abs(volume) if mass is None else mass
-    moments = tuple(map(tuple, (0.5 * mass * (second + second.T)).tolist()))
-    return Inertia(mass, moments, tuple(centre.tolist()))
+    total_mass = density * abs(volume) if mass is None else mass
+    moments = tuple(map(tuple, (0.5 * total_mass * (second + second.T)).tolist()))
+    return Inertia(total_mass, moments, tuple(centre.tolist()))
 
 
 def combined(weights: Mapping[int, float], n: int) -> np.ndarray:

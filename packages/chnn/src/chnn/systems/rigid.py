@@ -44,14 +44,14 @@ class _OneBody(System):
         """The rotation vector (rad, of at most half a turn) and its rate; before it, for a free body, the centre."""
         x, v = self._split(z)
         axes, rates = ((part[..., 1:, :] - part[..., :1, :]).mT for part in (x, v))
-        vector, rate = torch.func.jvp(rotation_vector, (axes,), (rates,))
+        vector, rate = torch.func.jvp(rotation_vector, (axes,), (rates,))  # type: ignore[misc]  (two without has_aux)
         turned = torch.stack([vector, rate], dim=-2)
         return turned if self.pivot is not None else torch.cat([z[..., 0, :], turned], dim=-1)
 
     def from_angles(self, angles: Float[Tensor, "*batch 2 a"]) -> Float[Tensor, "*batch 2 4 3"]:
         """The inverse of `to_angles`."""
         vector = angles[..., -3:]
-        matrix, rate = torch.func.jvp(rotation_matrix, (vector[..., 0, :],), (vector[..., 1, :],))
+        matrix, rate = torch.func.jvp(rotation_matrix, (vector[..., 0, :],), (vector[..., 1, :],))  # type: ignore[misc]  (two without has_aux)
         return self.place(matrix, rate, None if self.pivot is not None else angles[..., :3])
 
 
@@ -147,7 +147,7 @@ class Rotor(_OneBody):
         """Random initial states on the constraints, float64."""
         check_count(num)
         numbers = (2.0 * torch.randn(num, 2, 6, generator=generator, dtype=torch.float64)).clamp(-3.0, 3.0)
-        turned = torch.func.jvp(euler_matrix, (numbers[:, 0, 3:],), (numbers[:, 1, 3:],))
+        turned = torch.func.jvp(euler_matrix, (numbers[:, 0, 3:],), (numbers[:, 1, 3:],))  # type: ignore[misc]  (two without has_aux)
         return self.project(self.place(*turned, centre=0.1 * numbers[..., :3]))
 
     def rest(self) -> Float[Tensor, "2 4 3"]:

@@ -26,13 +26,13 @@ class SphericalSystem(System):
     def to_angles(self, z: Float[Tensor, "*batch 2 n 3"]) -> Float[Tensor, "*batch 2 angles"]:
         """Spherical angles (phi, theta) of each bob about the x axis and their rates; hanging is (pi, pi/2)."""
         x, v = self._split(z)
-        angles, rates = torch.func.jvp(direction_angles, (x - self.anchors.to(z),), (v,))
+        angles, rates = torch.func.jvp(direction_angles, (x - self.anchors.to(z),), (v,))  # type: ignore[misc]  (two without has_aux)
         return torch.stack([angles, rates], dim=-3).flatten(-2)
 
     def from_angles(self, angles: Float[Tensor, "*batch 2 angles"]) -> Float[Tensor, "*batch 2 n 3"]:
         """The inverse of `to_angles`, up to full turns."""
         pairs = angles.unflatten(-1, (-1, 2))
-        u, rate = torch.func.jvp(direction, (pairs[..., 0, :, :],), (pairs[..., 1, :, :],))
+        u, rate = torch.func.jvp(direction, (pairs[..., 0, :, :],), (pairs[..., 1, :, :],))  # type: ignore[misc]  (two without has_aux)
         length = self.lengths.to(angles).unsqueeze(-1)
         return torch.stack([self.anchors.to(angles) + length * u, length * rate], dim=-3)
 

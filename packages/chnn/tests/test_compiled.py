@@ -1,0 +1,138 @@
+"""The compiled path against the torch path, and the tracing of programs it stands on."""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from chnn.mechanics import Assembly
+from chnn.simulation.compiled import cache_folder, fingerprint, kernel_of, programs_of, simulate_compiled
+from chnn.simulation.graph import Program, Untraceable, trace
+from chnn.systems import (
+    Bead,
+    CartPole,
+    ChainPendulum,
+    CoupledPendulum,
+    FourBar,
+    Gyroscope,
+    MagnetPendulum,
+    Rotor,
+    System,
+)
+from lie.run import UserError
+
+SYSTEMS = [
+    ChainPendulum(2, masses=[1.0, 2.0]),
+    CoupledPendulum(3),
+    MagnetPendulum(),
+    Gyroscope(),
+    Rotor(),
+    CartPole(damping=0.1),
+    FourBar(),
+    Bead(),
+]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def run(program: Program, *inputs: torch.Tensor) -> torch.Tensor:
+    """A program by Python's arithmetic."""
+    values = torch.cat([x.flatten() for x in inputs]).tolist()
+
+    def get(x):
+        return x if isinstance(x, float) else values[x]
+
+    binary = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
+              "eq": lambda a, b: a == b, "neg": lambda a: -a, "select": lambda c, a, b: a if c else b}  # fmt: skip
+    for name, *operands in program.operations:
+        values.append((binary.get(name) or getattr(math, name))(*map(get, operands)))
+    return torch.tensor([get(x) for x in program.outputs], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda s: s.name)
+def test_both_paths_take_the_same_steps(system: System):
+    """1e-9 at every tolerance: the paths differ by rounding, which chaos has multiplied by less than 1e5 here."""
+    z0 = system.sample(3, generator=generator())
+    t = torch.linspace(0, 0.4, 5, dtype=torch.float64)
+    if isinstance(system, MagnetPendulum):
+        t = t[:2]  # its steps are short
+    for rtol in (1e-6, 1e-10):
+        a = system.simulate(z0, t, rtol, backend="numba")
+        b = system.simulate(z0, t, rtol, backend="torch")
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9 * max(1.0, float(b.abs().max())))
+
+
+def test_many_samples_fill_lanes_in_any_number():
+    system = ChainPendulum(2)
+    z0, t = system.sample(19, generator=generator()), torch.linspace(0, 1, 4, dtype=torch.float64)
+    whole = system.simulate(z0, t, backend="numba")
+    for i in (0, 7, 8, 18):
+        assert torch.equal(system.simulate(z0[i : i + 1], t, backend="numba")[0], whole[i])
+    seen: list[float] = []
+    system.simulate(z0, t, backend="numba", progress=seen.append)
+    assert seen[-1] == 1.0
+
+
+@pytest.mark.parametrize("function", [
+    lambda x: [(x**3).sum(0) / (1 + x[0] ** 2), x @ x.T],
+    lambda x: [torch.func.grad(lambda y: (y.sin() * y.exp()).sum() + y.norm())(x), x.abs() if False else -x],
+    lambda x: [torch.stack([x[0], x[1]]).cumsum(0) if False else torch.cat([x, 2 - x]).sqrt(), (1 / x).log()],
+    lambda x: [torch.where(x[0] == x[1], x[0], x[1] * 2), x.pow(-1.5), x.tanh()],
+])  # fmt: skip
+def test_programs_compute_what_torch_computes(function):
+    x = torch.rand(2, 3, dtype=torch.float64, generator=generator()) + 0.5
+    expected = torch.cat([y.flatten() for y in function(x)])
+    torch.testing.assert_close(run(trace(function, x), x), expected, rtol=1e-13, atol=1e-14)
+
+
+def test_zeros_of_constraints_leave_no_operations():
+    """The Cholesky factor of a chain is tridiagonal: operations grow in proportion to the number of links."""
+    counts = []
+    for links in (5, 10, 20):
+        system = ChainPendulum(links)
+        counts.append(len(programs_of(system)[0].operations))
+    assert counts[2] - counts[1] == pytest.approx(2 * (counts[1] - counts[0]), rel=0.1)
+
+
+def test_potentials_and_surfaces_of_ones_own_are_compiled_and_others_are_told():
+    def world(potential) -> System:
+        assembly = Assembly(2)
+        assembly.tether(assembly.point("bob", 1.0, position=(0.0, -1.0)), (0.0, 0.0), 1.0)
+        assembly.potential(potential)
+        return System(assembly.build("own"))
+
+    smooth = world(lambda x: (x[..., 0] ** 2).sum(-1) + x[..., 1].exp().sum(-1))
+    z0, t = smooth.sample(2, generator=generator()), torch.linspace(0, 1, 3, dtype=torch.float64)
+    a, b = (smooth.simulate(z0, t, 1e-10, backend=backend) for backend in ("numba", "torch"))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+    steep = world(lambda x: torch.special.i0(x).sum((-2, -1)))
+    with pytest.raises(UserError, match="backend 'numba' cannot simulate own"):
+        steep.simulate(z0, t, backend="numba")
+    assert torch.isfinite(steep.simulate(z0, t)).all()  # by torch
+    with pytest.raises(Untraceable):
+        kernel_of(steep)
+    with pytest.raises(UserError, match="it gives no gradients"):
+        smooth.simulate(z0.requires_grad_(), t, backend="numba")
+    with pytest.raises(UserError, match="it takes no external force"):
+        smooth.simulate(z0.detach(), t, backend="numba", external=lambda t, x, v: 0 * x)
+
+
+def test_kernels_are_kept_on_disk_by_what_they_depend_on(tmp_path):
+    a, b, c = ChainPendulum(2), ChainPendulum(2), ChainPendulum(2, masses=[1.0, 2.0])
+    assert fingerprint(a) == fingerprint(b) != fingerprint(c)
+    kernel_of(a)
+    assert (cache_folder() / f"kernel_{fingerprint(a)}.o").exists()
+    # Another process reads it without tracing: neither torch.fx's tracer nor sympy is imported.
+    code = (
+        "import sys, torch; from chnn.systems import ChainPendulum as S; s = S(2); "
+        "s.simulate(s.sample(1), torch.tensor([0.0, 0.1])); assert 'sympy' not in sys.modules, 'traced again'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    simulate_compiled(a, a.sample(1), torch.tensor([0.0, 0.1], dtype=torch.float64), rtol=1e-7, atol=1e-9)
