@@ -31,6 +31,7 @@ from liederivative.actions import (
     Windows,
 )
 from liederivative.derivative import lie_derivative, lie_derivatives
+from liederivative.layerwise import Decomposition, decompose
 from liederivative.metrics import LEE, PrecisionWarning, lee, resampling_floor
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "NTC",
     "Action",
     "Colours",
+    "Decomposition",
     "Element",
     "Generator",
     "Images",
@@ -60,6 +62,7 @@ __all__ = [
     "Videos",
     "Volumes",
     "Windows",
+    "decompose",
     "lee",
     "lie_derivative",
     "lie_derivatives",

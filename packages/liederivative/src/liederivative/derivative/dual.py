@@ -33,6 +33,11 @@ class Dual(torch.Tensor):
 
     primal: Tensor
     layout_axes: Any
+    """where the entries lie, for `liederivative.layerwise`"""
+    clean: bool
+    """whether the row of the ideal motion is up to date there"""
+    buffer: Tensor | None
+    """the memory of the tangents, with free rows behind them"""
     _rows: tuple[int, ...]
     _tangents: Tensor | None
     _lazy: Any
@@ -65,6 +70,8 @@ class Dual(torch.Tensor):
         self._source = base
         self._rows = rows
         self.layout_axes = None
+        self.clean = False
+        self.buffer = None
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -152,6 +159,9 @@ class DualMode(TorchDispatchMode):
             [0.0000, 2.7183]])
     """
 
+    spare = 0
+    """free rows of memory that rules keep behind tangents, where they can"""
+
     def __init__(self) -> None:
         super().__init__()
         # Tensors that the model makes while it runs stay plain, for it may keep them. If it writes tangents into one,
@@ -169,8 +179,13 @@ class DualMode(TorchDispatchMode):
 
     def result(self, out: Tensor) -> tuple[Tensor, Tensor | None]:
         """The value and the tangents of what a run returned, None if it does not move."""
+        dual = self.result_dual(out)
+        return dual.primal, dual.tangents
+
+    def result_dual(self, out: Tensor) -> Dual:
+        """What a run returned, with its tangents."""
         dual = self._with_adopted(out)
-        return (dual.primal, dual.tangents) if isinstance(dual, Dual) else (dual, None)
+        return dual if isinstance(dual, Dual) else Dual(dual)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -207,7 +222,11 @@ class DualMode(TorchDispatchMode):
     ) -> Any:
         """The outputs of an operation that is neither a view nor a write, with their tangents."""
         call = Call(func, args, kwargs, plain, plain_kw, out, rows_of(found))
-        return _wrap(out, self._tangents(name, call), call.rows)
+        call.spare = self.spare
+        wrapped = _wrap(out, self._tangents(name, call), call.rows)
+        if call.buffer is not None:
+            (wrapped if isinstance(wrapped, Dual) else wrapped[0]).buffer = call.buffer
+        return wrapped
 
     def _tangents(self, name: str, call: Call) -> Any:
         outs = call.out if isinstance(call.out, tuple | list) else [call.out]

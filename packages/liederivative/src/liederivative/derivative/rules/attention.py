@@ -38,11 +38,13 @@ def _attention(call: Call) -> Any:
     scale = call.kwargs.get("scale")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     moving = (call.t(0), call.t(1), call.t(2), along_bias)
-    tangents = attention_tangents(q, k, v, out, moving, bias, bool(causal), scale)
+    tangents = call.empty(out.shape).zero_()
+    attention_tangents(tangents, q, k, v, out, moving, bias, bool(causal), scale)
     return tangents, *[None] * (len(call.out) - 1)
 
 
 def attention_tangents(
+    total: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -51,8 +53,8 @@ def attention_tangents(
     bias: Tensor | None,
     causal: bool,
     scale: float,
-) -> Tensor:
-    """The tangents (T, ..., L, E) of attention ``out`` (..., L, E) from those of queries, keys, values and bias.
+) -> None:
+    """Add to ``total`` the tangents (T, ..., L, E) of attention ``out`` (..., L, E) from those of queries, keys, values and bias.
 
     Fewer heads of keys and values than of queries are repeated, as torch's ``enable_gqa`` does.
     """
@@ -81,10 +83,8 @@ def attention_tangents(
     P = logits.softmax(-1)  # noqa: N806
     wide = torch.cat([v_, torch.ones_like(v_[..., :1])], -1)  # its last column gives the row sums
     o = flat(out)
-    some = next(d for d in moving if d is not None)
-    total = torch.zeros(len(some), *out.shape, dtype=out.dtype, device=out.device)
     M = torch.empty_like(P)  # noqa: N806
-    for t in range(len(some)):
+    for t in range(len(total)):
         moved = flat(total[t])
         if dq is not None or dk is not None or db is not None:
             if dq is not None:
@@ -101,7 +101,6 @@ def attention_tangents(
             torch.addcmul(both[..., :-1], both[..., -1:], o, value=-1, out=moved)
         if dv is not None:
             moved.baddbmm_(P, flat(dv[t]))
-    return total
 
 
 RULES = dict.fromkeys(

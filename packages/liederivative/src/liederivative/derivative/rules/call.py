@@ -27,11 +27,20 @@ class Call:
     ) -> None:
         self.func, self.raw, self.raw_kwargs = func, raw, raw_kwargs
         self.args, self.kwargs, self.out, self.rows = args, kwargs, out, rows
+        self.spare = 0
+        """rows of memory that `empty` keeps free behind the tangents, for a term that may be added"""
+        self.buffer: Tensor | None = None
 
     @property
     def count(self) -> int:
         """K, the number of tangents."""
         return len(self.rows)
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
+        """Fresh memory for the tangents of an output of ``shape``."""
+        like = self.out if isinstance(self.out, Tensor) else self.out[0]
+        self.buffer = like.new_empty((self.count + self.spare, *shape), dtype=dtype or like.dtype)
+        return self.buffer[: self.count]
 
     def get(self, index: int, default: Any = None, name: str = "") -> Any:
         """The argument at ``index``, or of ``name``, as a plain value."""

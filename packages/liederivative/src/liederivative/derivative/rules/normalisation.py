@@ -24,7 +24,7 @@ def _layer_norm(call: Call) -> Any:
         return NotImplemented
     _, mean, rstd = call.out
     x = x.contiguous()
-    moved = torch.empty(tangents.shape, dtype=x.dtype, device=x.device)
+    moved = call.empty(x.shape)
     for out, tangent in zip(moved, tangents, strict=True):
         out.copy_(
             aten.native_layer_norm_backward(
@@ -87,7 +87,7 @@ def _softmax(call: Call) -> Tensor | None:
     if tangents is None:
         return None
     dim = call.args[1] % max(p.ndim, 1)
-    moved = torch.empty(tangents.shape, dtype=p.dtype, device=p.device)
+    moved = call.empty(p.shape)
     for out, tangent in zip(moved, tangents, strict=True):
         out.copy_(aten._softmax_backward_data(tangent.contiguous().to(p.dtype), p, dim, p.dtype))
     return moved

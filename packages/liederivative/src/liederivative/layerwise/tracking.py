@@ -1,0 +1,437 @@
+"""Where the output of an operation lies, from where its inputs lie (`liederivative.layerwise.axes`).
+
+`track` returns the axes of each output, or None where they cannot be known, and whether the operation commutes with
+every motion without gain: permutations, maps of the channels alone, sums of what moves alike. What it returns as
+commuting has no Lie derivative of its own and needs no term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from liederivative.actions import Axis, Domain
+from liederivative.layerwise.axes import (
+    Atom,
+    Axes,
+    Factors,
+    Line,
+    Union,
+    copies,
+    length,
+    lies_in_plane,
+    plain,
+    plain_axes,
+    reshaped,
+    whole_line,
+    with_copy,
+)
+
+VIEWS = ("view", "_unsafe_view", "reshape", "_reshape_alias")
+KEEP = ("detach", "alias", "clone", "_to_copy", "lift_fresh", "contiguous")
+"""The same entries at the same places."""
+RESAMPLING = ("pool", "upsample", "convolution")
+PADS = ("constant_pad_nd", "reflection_pad2d", "replication_pad2d", "reflection_pad1d", "replication_pad1d")
+REDUCTIONS = ("mean", "sum", "amax", "amin", "logsumexp", "linalg_vector_norm", "var", "std", "prod", "any", "all")
+CHANNEL_NORMS = (
+    "native_batch_norm",
+    "cudnn_batch_norm",
+    "_native_batch_norm_legit_no_training",
+    "_batch_norm_no_update",
+    "miopen_batch_norm",
+)
+ATTENTION = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
+
+
+def axes_of(raw: Any) -> Axes | None:
+    """Where an argument lies: plain for what does not move."""
+    if not isinstance(raw, Tensor):
+        return None
+    if getattr(raw, "moves", False):
+        return getattr(raw, "layout_axes", None)
+    return plain_axes(raw.shape)
+
+
+def track(name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any, index: int | None, domain: Domain) -> Any:
+    """The axes of (the index-th part of) ``out``, and whether the operation commutes with the motion."""
+    value = out if index is None else out[index]
+    first = args[0] if args else None
+    if isinstance(first, list | tuple):
+        return _joined(name, first, args, kwargs, value)
+    axes = axes_of(first)
+    if name in ATTENTION:
+        q, v = axes_of(args[0]), axes_of(args[2])
+        return (None if q is None or v is None else (*q[:-1], v[-1])), False
+    if name in ("mm", "bmm"):
+        return _product(axes, axes_of(args[1]), args[:2])
+    if name in ("addmm", "baddbmm"):
+        found, commutes = _product(axes_of(args[1]), axes_of(args[2]), args[1:3])
+        bias = args[0]
+        return found, commutes and not _spans_plane(bias, found)
+    if name in _MOVEMENTS:
+        found = None if axes is None else _MOVEMENTS[name](axes, list(args), kwargs, value, index)
+        return found, found is not None and axes is not None and _moves_only(name, axes, found, args, kwargs, index)
+    if name in PADS:
+        return (None if axes is None else _padded(axes, args[1], value)), False
+    if name == "convolution":
+        return _convolved(axes, args, value, domain)
+    if "pool" in name or name.startswith(("upsample", "_upsample")):
+        return (None if axes is None else _resampled(axes, value, len(domain.size), domain)), False
+    if name in REDUCTIONS or name in ("max", "min"):
+        return (None if axes is None else _reduced(axes, args, kwargs, name, value)), False
+    if name in CHANNEL_NORMS:
+        return axes, axes is not None and not lies_in_plane(axes[1])
+    return _pointwise(name, args, value)
+
+
+def _moves_only(
+    name: str, axes: Axes, found: Axes, args: Sequence[Any], kwargs: dict[str, Any], index: int | None
+) -> bool:
+    """Whether a movement keeps each line whole: a crop or a choice of places has another border or another grid."""
+    if name in ("select", "unbind"):
+        factors = axes[(args[1] if len(args) > 1 else kwargs.get("dim", 0)) % len(axes)]
+        if not lies_in_plane(factors):
+            return True
+        at = index if index is not None else args[2]
+        at = at + length(factors) if at < 0 else at
+        part = _sliced(factors, at, at + 1, 1)
+        return part is not None and not lies_in_plane(part)
+    if name in ("slice", "split", "split_with_sizes"):
+        return {line for f in found for line in lines_of(f)} <= {line for f in axes for line in lines_of(f)}
+    return True
+
+
+def lines_of(factors: Factors) -> set[Line]:
+    """The lines that an axis has places of."""
+    found: set[Line] = set()
+    for factor in factors:
+        if isinstance(factor, Atom):
+            found |= set() if factor.line is None else {factor.line}
+        else:
+            found |= {line for part in factor.parts for line in lines_of(part)}
+    return found
+
+
+def _spans_plane(raw: Any, axes: Axes | None) -> bool:
+    """Whether a constant has entries along axes that lie in the plane: it does not move with them."""
+    if not isinstance(raw, Tensor) or axes is None:
+        return False
+    if getattr(raw, "moves", False):
+        return True
+    offset = len(axes) - raw.ndim
+    return any(size > 1 and lies_in_plane(axes[offset + i]) for i, size in enumerate(raw.shape) if offset + i >= 0)
+
+
+def _pointwise(name: str, args: Sequence[Any], value: Tensor) -> tuple[Axes | None, bool]:
+    """What broadcasts: each axis as the first argument has it that is as long and lies in the plane."""
+    tensors = [raw for raw in args if isinstance(raw, Tensor)]
+    known = [(raw, axes_of(raw)) for raw in tensors]
+    if not any(axes is not None and getattr(raw, "moves", False) for raw, axes in known):
+        return None, False
+    result = [plain(size) for size in value.shape]
+    agree = True
+    for raw, axes in known:
+        if axes is None or raw.ndim > value.ndim:
+            agree = False
+            continue
+        for i, factors in enumerate(axes):
+            dim = value.ndim - raw.ndim + i
+            if length(factors) != value.shape[dim] or not lies_in_plane(factors):
+                continue
+            if not lies_in_plane(result[dim]):
+                result[dim] = factors
+            elif result[dim] != factors:
+                agree = False
+    found = tuple(result)
+    if len(copies(found)) > 1 or not agree:
+        return found, False
+    moving = [(raw, axes) for raw, axes in known if getattr(raw, "moves", False)]
+    same = all(axes is not None and raw.shape == value.shape and axes == found for raw, axes in moving)
+    if name in ("add", "sub", "rsub"):
+        still = [raw for raw in args[:2] if not getattr(raw, "moves", False)]
+        constant = any(
+            _spans_plane(raw, found) if isinstance(raw, Tensor) else False for raw in still
+        )
+        return found, same and not constant
+    if name in ("mul", "div") and len(moving) == 1 and getattr(args[0], "moves", False):
+        return found, same and not _spans_plane(args[1], found)
+    if name == "neg":
+        return found, same
+    return found, False
+
+
+def _product(a: Axes | None, b: Axes | None, raw: Sequence[Any]) -> tuple[Axes | None, bool]:
+    """(..., n, m) @ (..., m, l)."""
+    if a is None or b is None:
+        return None, False
+    batch = tuple(x if lies_in_plane(x) else y for x, y in zip(a[:-2], b[:-2], strict=True))
+    rows, columns = a[-2], b[-1]
+    seen = copies([*batch, rows])
+    if lies_in_plane(columns) and seen & copies([columns]):
+        columns = with_copy(columns, max(seen | copies([columns])) + 1)
+    contracted = lies_in_plane(a[-1]) or lies_in_plane(b[-2])
+    # Without a sum over places each factor moves by itself, and so does the product; a constant must not lie there.
+    clash = any(lies_in_plane(x) and lies_in_plane(y) for x, y in zip(a[:-2], b[:-2], strict=True))
+    still = [r for r in raw if not getattr(r, "moves", False)]
+    spans = any(r.ndim > 2 and any(lies_in_plane(x) and r.shape[i] > 1 for i, x in enumerate(batch)) for r in still)
+    return (*batch, rows, columns), not contracted and not clash and not spans
+
+
+def _new_line(old: Factors, size: int, kind: int, domain: Domain) -> Factors:
+    """The line of another number of samples over the whole input; the same one if there are as many."""
+    line = whole_line(old)
+    if line is not None and line.axis.size == size:
+        return old
+    if size == 1 or not lies_in_plane(old):
+        return plain(size)
+    kind = line.kind if line is not None else kind
+    return (Atom(size, Line(kind, Axis.over(size, domain.size[kind]))),)
+
+
+def _resampled(axes: Axes, value: Tensor, n: int, domain: Domain) -> Axes | None:
+    """Channels first, then n spatial axes that are lines, or are none."""
+    n = min(n, len(axes) - 1)
+    space = axes[-n:]
+    if any(lies_in_plane(factors) and whole_line(factors) is None for factors in space):
+        return None
+    lines = [_new_line(old, size, i, domain) for i, (old, size) in enumerate(zip(space, value.shape[-n:], strict=True))]
+    return (*axes[: len(axes) - n], *lines)
+
+
+def _convolved(axes: Axes | None, args: Sequence[Any], value: Tensor, domain: Domain) -> tuple[Axes | None, bool]:
+    weight, bias, stride, padding = args[1], args[2], args[3], args[4]
+    if axes is None or not isinstance(weight, Tensor) or getattr(weight, "moves", False):
+        return None, False
+    n = weight.ndim - 2
+    if len(axes) != n + 2:
+        return None, False
+    point = all(size == 1 for size in weight.shape[2:]) and all(s == 1 for s in stride) and not any(padding)
+    channels = plain(value.shape[1])
+    if point:
+        if lies_in_plane(axes[1]) and weight.shape[1] == 1:
+            return (axes[0], axes[1], *axes[2:]), False
+        return (axes[0], channels, *axes[2:]), not lies_in_plane(axes[1])
+    del bias
+    if lies_in_plane(axes[1]):
+        return None, False
+    found = _resampled(axes, value, n, domain)
+    return (None if found is None else (axes[0], channels, *found[2:])), False
+
+
+def _reduced(axes: Axes, args: Sequence[Any], kwargs: dict[str, Any], name: str, value: Tensor) -> Axes | None:
+    place = 2 if name in ("linalg_vector_norm",) else 1
+    dims = args[place] if len(args) > place else kwargs.get("dim")
+    if dims is None or dims == []:
+        return plain_axes(value.shape)
+    gone = {d % len(axes) for d in ([dims] if isinstance(dims, int) else dims)}
+    if value.ndim == len(axes):
+        return tuple(plain(1) if i in gone else factors for i, factors in enumerate(axes))
+    return tuple(factors for i, factors in enumerate(axes) if i not in gone)
+
+
+def _padded(axes: Axes, pads: Sequence[int], value: Tensor) -> Axes | None:
+    result = list(axes)
+    for i in range(len(pads) // 2):
+        before, after = pads[2 * i], pads[2 * i + 1]
+        dim = len(axes) - 1 - i
+        if not before and not after:
+            continue
+        line = whole_line(axes[dim])
+        if line is not None and not line.shift:
+            axis = Axis(value.shape[dim], line.axis.start - before * line.axis.step, line.axis.step)
+            result[dim] = (Atom(value.shape[dim], replace(line, axis=axis)),)
+        elif lies_in_plane(axes[dim]):
+            return None
+        else:
+            result[dim] = plain(value.shape[dim])
+    return tuple(result)
+
+
+def _sliced(factors: Factors, start: int, stop: int, step: int) -> Factors | None:
+    """Entries start, start + step, ... below stop."""
+    size = max(0, -(-(stop - start) // step))
+    if start == 0 and step == 1 and stop == length(factors):
+        return factors
+    if not lies_in_plane(factors):
+        return plain(size)
+    line = whole_line(factors)
+    if line is not None and not line.shift:
+        axis = Axis(size, line.axis.start + start * line.axis.step, line.axis.step * step)
+        return (Atom(size, replace(line, axis=axis)),) if size > 1 else plain(size)
+    if len(factors) == 1 and isinstance(factors[0], Union) and step == 1:
+        kept, at = [], 0
+        for part in factors[0].parts:
+            end = at + length(part)
+            low, high = max(start, at), min(stop, end)
+            if low < high:
+                piece = _sliced(part, low - at, high - at, 1)
+                if piece is None:
+                    return None
+                kept.append(piece)
+            at = end
+        return kept[0] if len(kept) == 1 else (Union(tuple(kept)),)
+    if len(factors) > 1 and step == 1:  # whole runs of the slowest factor
+        inner = length(factors[1:])
+        if start % inner == 0 and stop % inner == 0:
+            outer = _sliced(factors[:1], start // inner, stop // inner, 1)
+            return None if outer is None else (*outer, *factors[1:])
+    return None
+
+
+def _joined(
+    name: str, raws: Sequence[Any], args: Sequence[Any], kwargs: dict[str, Any], value: Tensor
+) -> tuple[Axes | None, bool]:
+    """cat and stack."""
+    if name not in ("cat", "stack"):
+        return None, False
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    dim %= value.ndim
+    parts = [(raw, axes_of(raw)) for raw in raws if raw.ndim > 1 or raw.shape[0] > 0 or raw.ndim == 0]
+    if any(axes is None for _, axes in parts):
+        return None, False
+    if name == "stack":
+        parts = [(raw, (*axes[:dim], plain(1), *axes[dim:])) for raw, axes in parts if axes is not None]
+    found = [axes for _, axes in parts if axes is not None]
+    result: list[Factors] = []
+    agree = True
+    for i in range(value.ndim):
+        if i == dim:
+            if any(lies_in_plane(axes[i]) for axes in found):
+                result.append((Union(tuple(axes[i] for axes in found)),))
+            else:
+                result.append(plain(value.shape[i]))
+            continue
+        spatial = [axes[i] for axes in found if lies_in_plane(axes[i])]
+        agree = agree and len({*spatial}) <= 1 and (not spatial or len(spatial) == len(found))
+        result.append(spatial[0] if spatial else plain(value.shape[i]))
+    return tuple(result), agree
+
+
+def _view(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    del args, kwargs, index
+    return reshaped(axes, value.shape)
+
+
+def _kept(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    return axes
+
+
+def _permute(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    return tuple(axes[d % len(axes)] for d in args[1])
+
+
+def _transpose(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    if len(axes) < 2:
+        return axes
+    one, two = (args[1], args[2]) if len(args) > 2 else (0, 1)
+    order = list(range(len(axes)))
+    order[one % len(axes)], order[two % len(axes)] = order[two % len(axes)], order[one % len(axes)]
+    return tuple(axes[i] for i in order)
+
+
+def _unsqueeze(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    dim = args[1] % (len(axes) + 1)
+    return (*axes[:dim], plain(1), *axes[dim:])
+
+
+def _squeeze(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    chosen = args[1] if len(args) > 1 else list(range(len(axes)))
+    dims = {d % max(len(axes), 1) for d in ([chosen] if isinstance(chosen, int) else chosen)}
+    return tuple(factors for i, factors in enumerate(axes) if not (i in dims and length(factors) == 1))
+
+
+def _expand(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    missing = value.ndim - len(axes)
+    wide = (*plain_axes(value.shape[:missing]), *axes)
+    return tuple(f if length(f) == size else plain(size) for f, size in zip(wide, value.shape, strict=True))
+
+
+def _select(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % len(axes)
+    return (*axes[:dim], *axes[dim + 1 :])
+
+
+def _slice(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % len(axes)
+    size = length(axes[dim])
+    start = args[2] if len(args) > 2 and args[2] is not None else kwargs.get("start") or 0
+    stop = args[3] if len(args) > 3 and args[3] is not None else kwargs.get("end")
+    step = args[4] if len(args) > 4 else kwargs.get("step", 1)
+    stop = size if stop is None else stop
+    start, stop = (min(max(v + size if v < 0 else v, 0), size) for v in (start, stop))
+    found = _sliced(axes[dim], start, stop, step)
+    return None if found is None else (*axes[:dim], found, *axes[dim + 1 :])
+
+
+def _split(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % len(axes)
+    size, sections = length(axes[dim]), args[1]
+    assert index is not None
+    start = index * sections if isinstance(sections, int) else sum(sections[:index])
+    found = _sliced(axes[dim], start, min(size, start + value.shape[dim]), 1)
+    return None if found is None else (*axes[:dim], found, *axes[dim + 1 :])
+
+
+def _roll(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    shifts = [args[1]] if isinstance(args[1], int) else list(args[1])
+    dims = args[2] if len(args) > 2 else kwargs.get("dims", [])
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    if not dims:
+        return None
+    result = list(axes)
+    for shift, dim in zip(shifts, dims, strict=True):
+        line = whole_line(result[dim])
+        if line is not None:
+            moved = replace(line, shift=(line.shift + shift) % line.axis.size)
+            result[dim] = (Atom(line.axis.size, moved),)
+        elif lies_in_plane(result[dim]):
+            return None
+    return tuple(result)
+
+
+def _flip(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    result = list(axes)
+    for dim in args[1]:
+        line = whole_line(result[dim])
+        if line is not None and not line.shift:
+            a = line.axis
+            axis = Axis(a.size, a.start + (a.size - 1) * a.step, -a.step)
+            result[dim] = (Atom(a.size, replace(line, axis=axis)),)
+        elif lies_in_plane(result[dim]):
+            return None
+    return tuple(result)
+
+
+def _index_select(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    dim = args[1] % len(axes)
+    if lies_in_plane(axes[dim]):
+        return None
+    return (*axes[:dim], plain(value.shape[dim]), *axes[dim + 1 :])
+
+
+_MOVEMENTS = {
+    **dict.fromkeys(VIEWS, _view),
+    **dict.fromkeys(KEEP, _kept),
+    "permute": _permute,
+    "transpose": _transpose,
+    "t": _transpose,
+    "unsqueeze": _unsqueeze,
+    "squeeze": _squeeze,
+    "expand": _expand,
+    "select": _select,
+    "unbind": _select,
+    "slice": _slice,
+    "split": _split,
+    "split_with_sizes": _split,
+    "roll": _roll,
+    "flip": _flip,
+    "index_select": _index_select,
+}
