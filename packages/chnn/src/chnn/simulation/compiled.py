@@ -30,7 +30,7 @@ from chnn.mechanics import Potential, project_fixed
 from chnn.simulation.errors import Untraceable
 from chnn.simulation.graph import Program, trace
 from chnn.simulation.loops import solve
-from chnn.simulation.vector_code import Code, compile_programs, processor
+from chnn.simulation.vector_code import Code, compile_kernel, layout, processor
 
 _CHUNK = 256  # samples between two reports of progress
 _REASONS = {
@@ -38,7 +38,8 @@ _REASONS = {
     2: ("the field is not finite", "the field may be singular or stiff there: loosen rtol and atol, or end earlier"),
     3: ("not done after {} steps", "raise max_steps, loosen rtol and atol, or use a method for stiff fields"),
 }
-_NAMES = ("acceleration", "project")
+_NAMES = ("velocity", "attempt", "accept")
+_PLACES = ("y", "k", "new", "rate", "work", "step", "rtol", "atol", "factor", "accepted", "end")
 _loaded: dict[str, Code] = {}
 _log = getLogger(__name__)
 
@@ -60,7 +61,9 @@ def simulate_compiled(
         IntegrationError: names samples and time; its ``reached`` is (B, T, 2, n, d), NaN from where a sample stopped.
     """
     code = kernel_of(system)
-    acceleration, project = (code.addresses[name] for name in _NAMES)
+    addresses = tuple(code.addresses[name] for name in _NAMES)
+    places = layout(2 * system.num_points * system.spatial_dim)
+    order = tuple(places[name] for name in _PLACES)
     start = np.ascontiguousarray(z0.detach().cpu().reshape(len(z0), -1).numpy())
     times = np.ascontiguousarray(t.detach().cpu().numpy())
     batch, size = start.shape
@@ -68,7 +71,7 @@ def simulate_compiled(
     status, where = np.zeros(batch, dtype=np.int64), np.full((batch, 2), np.nan)
 
     def run(rows: slice) -> None:
-        solve(acceleration, project, start[rows], times, rtol, atol, max_steps, out[rows], status[rows], where[rows])
+        solve(addresses, order, start[rows], times, rtol, atol, max_steps, out[rows], status[rows], where[rows])
 
     threads = max(1, min(torch.get_num_threads(), batch // 8))
     chunk = min(_CHUNK, -(-batch // threads // 8) * 8)
@@ -96,7 +99,7 @@ def simulate_compiled(
 
 
 def kernel_of(system: Any) -> Code:
-    """The machine code of a system: ``acceleration`` and ``project``, from the cache folder where it is known.
+    """The machine code of a system, from the cache folder where it is known.
 
     Raises:
         Untraceable: if the system has a force that has no compiled form.
@@ -126,7 +129,7 @@ def _load(system: Any) -> Code:
             path.unlink(missing_ok=True)
             return _load(system)
     else:
-        data = compile_programs(dict(zip(_NAMES, programs_of(system), strict=True)))
+        data = compile_kernel(*programs_of(system))
         if path is not None:
             with atomic_path(path) as temporary:
                 Path(temporary).write_bytes(data)
@@ -179,13 +182,13 @@ def fingerprint(system: Any) -> str | None:
 
 
 def programs_of(system: Any) -> tuple[Program, Program]:
-    """The programs (x, v) -> acceleration and (x, v) -> projected (x, v)."""
+    """The programs (x, v) -> (v, acceleration) and (x, v) -> projected (x, v)."""
     example = system.description.reference
     v = torch.zeros_like(example)
     constraints, metric, *_ = system.parts(example)
 
-    def acceleration(x: Tensor, v: Tensor) -> list[Tensor]:
-        return [system.field(torch.stack([x, v]))[1]]
+    def velocity(x: Tensor, v: Tensor) -> list[Tensor]:
+        return [v, system.field(torch.stack([x, v]))[1]]
 
     def project(x: Tensor, v: Tensor) -> list[Tensor]:
         if constraints.num_constraints == 0:
@@ -193,4 +196,4 @@ def programs_of(system: Any) -> tuple[Program, Program]:
         return list(project_fixed(constraints, metric, x, v))
 
     with torch.no_grad():
-        return trace(acceleration, example, v), trace(project, example, v)
+        return trace(velocity, example, v), trace(project, example, v)

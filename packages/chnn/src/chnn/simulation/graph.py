@@ -167,7 +167,7 @@ def trace(function: Callable[..., Sequence[Tensor]], *examples: Tensor) -> Progr
         elif node.op == "get_attr":
             values[node] = constant(getattr(traced, node.target))
         elif node.op == "output":
-            for result in torch.utils._pytree.tree_leaves(node.args[0]):
+            for result in node.args[0] if isinstance(node.args[0], (list, tuple)) else [node.args[0]]:
                 outputs.extend(np.asarray(values[result], dtype=object).ravel().tolist())
         else:
             arguments = torch.fx.map_arg(node.args, lambda n: values[n])
@@ -316,12 +316,13 @@ def _compare(name: str) -> Callable[..., np.ndarray]:
 
 
 def _index(x: np.ndarray, indices: Sequence[Any]) -> np.ndarray:
-    return x[tuple(slice(None) if i is None else np.asarray(i).astype(int) for i in indices)]
+    key: Any = tuple(slice(None) if i is None else np.asarray(i).astype(int) for i in indices)
+    return x[key]
 
 
 def _index_put(x: np.ndarray, indices: Sequence[Any], values: Any, accumulate: bool = False) -> np.ndarray:
     out = x.copy()
-    key = tuple(slice(None) if i is None else np.asarray(i).astype(int) for i in indices)
+    key: Any = tuple(slice(None) if i is None else np.asarray(i).astype(int) for i in indices)
     if accumulate:
         np.add.at(out, key, values)
     else:

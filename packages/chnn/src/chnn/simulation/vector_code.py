@@ -1,21 +1,30 @@
-"""Straight-line programs as machine code on vectors of eight doubles, one sample in each lane.
+r"""Straight-line programs as machine code on vectors of eight doubles, one sample in each lane.
 
 A program becomes one LLVM function of two pointers, ``f(source, target)`` on contiguous float64 arrays (inputs, 8) and
 (outputs, 8); every operation is one vector instruction, and nothing is left to a vectoriser. The machine code for the
 processor at hand is an object file that can be kept on disk.
+
+Around the two programs of a system, its velocities and its projection, `compile_kernel` puts one attempted step of
+DOP853 for all lanes, with its error and the factor of the next step size, on one buffer of vectors laid out by
+`layout`. The steps are those of `lie.integrators.dop853` (Hairer, Norsett, Wanner 1993, sections II.4 and II.10).
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import llvmlite.binding as llvm
+from lie.integrators.tableaux import DOP853
 from llvmlite import ir
 
 from chnn.simulation.graph import Program
 
 LANES = 8
+SAFETY, SMALLEST, LARGEST = 0.85, 0.2, 10.0
+_INDEX = ir.IntType(64)
 _DOUBLE = ir.DoubleType()
 _VECTOR = ir.VectorType(_DOUBLE, LANES)
 _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -37,19 +46,35 @@ def processor() -> str:
     return llvm.get_host_cpu_name() + llvm.get_host_cpu_features().flatten()
 
 
-def compile_programs(programs: dict[str, Program]) -> bytes:
-    """The object file with one function for each program."""
+def layout(size: int) -> dict[str, int]:
+    """Where the parts of a step begin in its buffer, in vectors, for states of ``size`` numbers; "end" its length."""
+    names = ("y", "k", "new", "projected", "rate", "work")
+    lengths = (size, 12 * size, size, size, size, size)
+    places, place = {}, 0
+    for name, length in zip(names, lengths, strict=True):
+        places[name] = place
+        place += length
+    for name in ("step", "rtol", "atol", "error", "factor", "accepted"):
+        places[name] = place
+        place += 1
+    return {**places, "end": place}
+
+
+def compile_kernel(velocity: Program, project: Program) -> bytes:
+    """The object file of a system: ``velocity(state, rate)``, ``project(state, state)``, ``attempt(buffer, buffer)``
+    and ``accept(buffer, buffer)``, which moves on the lanes whose step was accepted.
+    """  # fmt: skip
     module = ir.Module("chnn")
-    for name, program in programs.items():
-        _define(module, name, program)
+    functions = {name: _define(module, name, program) for name, program in
+                 (("velocity", velocity), ("project", project))}  # fmt: skip
+    _define_attempt(module, functions, velocity.inputs)
+    _define_accept(module, velocity.inputs)
     with _lock:
         target = machine()
         parsed = llvm.parse_assembly(str(module))
         parsed.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=2)
-        llvm.create_pass_builder(target, options).getModulePassManager().run(
-            parsed, llvm.create_pass_builder(target, options)
-        )
+        builder = llvm.create_pass_builder(target, llvm.create_pipeline_tuning_options(speed_level=2))
+        builder.getModulePassManager().run(parsed, builder)
         return target.emit_object(parsed)
 
 
@@ -68,40 +93,146 @@ class Code:
             raise OSError(f"expected the functions {names} in the object file")
 
 
-def _define(module: ir.Module, name: str, program: Program) -> None:
+def _constant(x: float) -> ir.Constant:
+    return ir.Constant(_VECTOR, [ir.Constant(_DOUBLE, float(x))] * LANES)
+
+
+def _intrinsic(builder: ir.IRBuilder, name: str, *operands: Any) -> Any:
+    full = f"llvm.{name}.v{LANES}f64"
+    module = builder.module
+    if full not in module.globals:
+        ir.Function(module, ir.FunctionType(_VECTOR, [_VECTOR] * len(operands)), full)
+    return builder.call(module.globals[full], operands)
+
+
+@contextmanager
+def _loop(builder: ir.IRBuilder, count: int) -> Iterator[Any]:
+    """The block of a loop over an index from 0 to ``count``."""
+    before, body = builder.block, builder.append_basic_block("body")
+    after = builder.append_basic_block("after")
+    builder.branch(body)
+    builder.position_at_end(body)
+    index = builder.phi(_INDEX)
+    index.add_incoming(ir.Constant(_INDEX, 0), before)
+    yield index
+    following = builder.add(index, ir.Constant(_INDEX, 1))
+    index.add_incoming(following, builder.block)
+    builder.cbranch(builder.icmp_unsigned("<", following, ir.Constant(_INDEX, count)), body, after)
+    builder.position_at_end(after)
+
+
+class _Buffer:
+    """Loads and stores of the vectors of a buffer."""
+
+    def __init__(self, builder: ir.IRBuilder, base: Any) -> None:
+        self.builder, self.base = builder, base
+
+    def at(self, place: int, index: Any = None) -> Any:
+        offset: Any = ir.Constant(_INDEX, place)
+        if index is not None:
+            offset = self.builder.add(index, offset)
+        return self.builder.gep(self.base, [offset], inbounds=True)
+
+    def load(self, place: int, index: Any = None) -> Any:
+        return self.builder.load(self.at(place, index), align=8)
+
+    def store(self, value: Any, place: int, index: Any = None) -> None:
+        self.builder.store(value, self.at(place, index), align=8)
+
+
+def _start(module: ir.Module, name: str) -> tuple[ir.Function, ir.IRBuilder]:
     pointer = ir.PointerType(_VECTOR)
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer, pointer]), name)
+    return function, ir.IRBuilder(function.append_basic_block("entry"))
+
+
+def _define_attempt(module: ir.Module, functions: dict[str, ir.Function], size: int) -> None:
+    function, builder = _start(module, "attempt")
+    buffer, place = _Buffer(builder, function.args[0]), layout(size)
+    fma = lambda a, b, c: _intrinsic(builder, "fma", a, b, c)  # noqa: E731
+
+    def combination(row: tuple[float, ...], i: Any) -> Any:
+        total = None
+        for stage, weight in enumerate(row):
+            if weight != 0.0:
+                k = buffer.load(place["k"] + stage * size, i)
+                total = builder.fmul(_constant(weight), k) if total is None else fma(_constant(weight), k, total)
+        return total
+
+    h = buffer.load(place["step"])
+    for stage in range(1, 13):
+        target = place["new" if stage == 12 else "work"]
+        with _loop(builder, size) as i:
+            buffer.store(fma(h, combination(DOP853.A[stage], i), buffer.load(place["y"], i)), target, i)
+        if stage < 12:
+            builder.call(functions["velocity"], [buffer.at(target), buffer.at(place["k"] + stage * size)])
+    # The largest entry of each error over the tolerance; a comparison that NaN fails keeps it.
+    rtol, atol = buffer.load(place["rtol"]), buffer.load(place["atol"])
+    largest = [builder.alloca(_VECTOR), builder.alloca(_VECTOR)]
+    for each in largest:
+        builder.store(_constant(0.0), each)
+    with _loop(builder, size) as i:
+        y, new = (_intrinsic(builder, "fabs", buffer.load(place[name], i)) for name in ("y", "new"))
+        scale = builder.fdiv(h, fma(rtol, builder.select(builder.fcmp_ordered(">", y, new), y, new), atol))
+        for each, row in zip(largest, DOP853.E, strict=True):
+            error = _intrinsic(builder, "fabs", builder.fmul(scale, combination(row, i)))
+            before = builder.load(each)
+            builder.store(builder.select(builder.fcmp_ordered("<=", error, before), before, error), each)
+    fifth, third = (builder.load(each) for each in largest)
+    square = builder.fmul(fifth, fifth)
+    length = _intrinsic(builder, "sqrt", fma(_constant(0.01), builder.fmul(third, third), square))
+    zero = builder.fcmp_ordered("==", length, _constant(0.0))
+    error = builder.select(zero, length, builder.fdiv(square, length))
+    accepted = builder.fcmp_ordered("<=", error, _constant(1.0))
+    buffer.store(error, place["error"])
+    buffer.store(builder.select(accepted, _constant(1.0), _constant(0.0)), place["accepted"])
+    # 0.85 / error^(1/8), between 0.2 and 10, at most 1 after a rejected step, 0.2 after one that is not finite.
+    root = builder.select(builder.fcmp_ordered(">", error, _constant(1e-12)), error, _constant(1e-12))
+    for _ in range(3):
+        root = _intrinsic(builder, "sqrt", root)
+    factor = builder.fdiv(_constant(SAFETY), root)
+    factor = builder.select(builder.fcmp_ordered("<", factor, _constant(LARGEST)), factor, _constant(LARGEST))
+    factor = builder.select(builder.fcmp_ordered(">", factor, _constant(SMALLEST)), factor, _constant(SMALLEST))
+    shorter = builder.select(builder.fcmp_ordered("<", factor, _constant(1.0)), factor, _constant(1.0))
+    factor = builder.select(accepted, factor, shorter)
+    finite = builder.fcmp_ordered("<", error, _constant(float("inf")))
+    buffer.store(builder.select(finite, factor, _constant(SMALLEST)), place["factor"])
+    builder.call(functions["project"], [buffer.at(place["new"]), buffer.at(place["projected"])])
+    builder.call(functions["velocity"], [buffer.at(place["projected"]), buffer.at(place["rate"])])
+    builder.ret_void()
+
+
+def _define_accept(module: ir.Module, size: int) -> None:
+    function, builder = _start(module, "accept")
+    buffer, place = _Buffer(builder, function.args[0]), layout(size)
+    accepted = builder.fcmp_ordered("==", buffer.load(place["accepted"]), _constant(1.0))
+    for source, target in (("projected", "y"), ("rate", "k")):
+        with _loop(builder, size) as i:
+            new, old = buffer.load(place[source], i), buffer.load(place[target], i)
+            buffer.store(builder.select(accepted, new, old), place[target], i)
+    builder.ret_void()
+
+
+def _define(module: ir.Module, name: str, program: Program) -> ir.Function:
+    function, builder = _start(module, name)
+    function.attributes.add("noinline")
     for argument in function.args:
         argument.add_attribute("noalias")
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    source, target = function.args
-
-    def place(base: Any, index: int) -> Any:
-        return builder.gep(base, [ir.Constant(ir.IntType(64), index)], inbounds=True)
-
-    def constant(x: float) -> Any:
-        return ir.Constant(_VECTOR, [ir.Constant(_DOUBLE, float(x))] * LANES)
-
+    source, target = (_Buffer(builder, argument) for argument in function.args)
     values: list[Any] = [None] * program.inputs
 
     def get(x: Any) -> Any:
         if isinstance(x, float):
-            return constant(x)
+            return _constant(x)
         if x < program.inputs and values[x] is None:
-            values[x] = builder.load(place(source, x), align=8)
+            values[x] = source.load(x)
         return values[x]
 
-    def call(intrinsic: str, operand: Any) -> Any:
-        full = f"llvm.{intrinsic}.v{LANES}f64"
-        if full not in module.globals:
-            ir.Function(module, ir.FunctionType(_VECTOR, [_VECTOR]), full)
-        return builder.call(module.globals[full], [operand])
-
-    arithmetic = {"add": builder.fadd, "sub": builder.fsub, "mul": builder.fmul, "div": builder.fdiv}
+    arithmetic: dict[str, Any] = {"add": builder.fadd, "sub": builder.fsub, "mul": builder.fmul, "div": builder.fdiv}
     for operation, *operands in program.operations:
         given = [get(x) for x in operands]
         if operation == "neg":
-            values.append(builder.fsub(constant(-0.0), given[0], flags=_CONTRACT))
+            values.append(arithmetic["sub"](_constant(-0.0), given[0], flags=_CONTRACT))
         elif operation in arithmetic:
             values.append(arithmetic[operation](*given, flags=_CONTRACT))
         elif operation in _COMPARE:
@@ -109,7 +240,8 @@ def _define(module: ir.Module, name: str, program: Program) -> None:
         elif operation == "select":
             values.append(builder.select(*given))
         else:  # sqrt, sin, cos, exp, log
-            values.append(call(operation, given[0]))
+            values.append(_intrinsic(builder, operation, given[0]))
     for index, output in enumerate(program.outputs):
-        builder.store(get(output), place(target, index), align=8)
+        target.store(get(output), index)
     builder.ret_void()
+    return function
