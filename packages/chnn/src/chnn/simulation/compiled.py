@@ -17,6 +17,7 @@ from functools import cache
 from logging import getLogger
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import llvmlite
 import numpy as np
@@ -41,6 +42,7 @@ _REASONS = {
 _NAMES = ("velocity", "attempt", "accept")
 _PLACES = ("y", "k", "new", "rate", "work", "step", "rtol", "atol", "factor", "accepted", "end")
 _loaded: dict[str, Code] = {}
+_of_systems: WeakKeyDictionary[Any, Code | Untraceable] = WeakKeyDictionary()  # a system is copied and saved without
 _log = getLogger(__name__)
 
 
@@ -104,13 +106,13 @@ def kernel_of(system: Any) -> Code:
     Raises:
         Untraceable: if the system has a force that has no compiled form.
     """
-    known = system.__dict__.get("_kernel")
+    known = _of_systems.get(system)
     if known is None:
         try:
             known = _load(system)
         except Untraceable as error:
             known = error
-        system.__dict__["_kernel"] = known
+        _of_systems[system] = known
     if isinstance(known, Untraceable):
         raise known
     return known
