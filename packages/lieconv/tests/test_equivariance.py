@@ -329,6 +329,19 @@ def test_vector_outputs_turn_with_the_points(group):
             assert (vectors[~mask] == 0).all()
 
 
+def test_vectors_of_points_depend_on_their_neighbourhood_alone():
+    torch.manual_seed(0)
+    net = LieResNet(1, 1, group=SE3(), channels=8, num_layers=1, radius=1.0, norm="layer", out_vectors=1, pool=False)
+    net = net.double().eval()
+    x = torch.randn(1, 6, 3, dtype=torch.float64, generator=generator()) * 0.3
+    x[:, 0] = 50.0
+    values = torch.randn(1, 6, 1, dtype=torch.float64, generator=generator(1))
+    before = net(x, values)
+    x[:, 0] = 60.0
+    for a, b in zip(before, net(x, values), strict=True):
+        torch.testing.assert_close(a[:, 1:], b[:, 1:])
+
+
 def test_vectors_of_a_symmetric_neighbourhood_keep_its_symmetry():
     """A planar molecule has no force out of its plane, an octahedron none at its centre, and mirror images differ."""
     torch.manual_seed(0)

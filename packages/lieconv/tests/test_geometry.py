@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from lie.groups import SE2, SO2, Heisenberg, LieGroup, RxSO2, RxSQ, Sim2, T, Trivial
+from lie.groups import SE2, SE3, SO2, Heisenberg, LieGroup, RxSO2, RxSQ, Sim2, T, Trivial
 from lie.testing import assert_equivariant, check_group
 from lieconv import LieConv, LieResNet, build_geometry, density_weights, farthest_points
 from lieconv.geometry import kernel_dim
@@ -350,3 +350,83 @@ def test_errors_name_what_was_expected_and_the_remedy():
     geometry = build_geometry(SE2(), x)
     with pytest.raises(ValueError, match=r"values of shape \(2, 5, 1\) for this geometry, got \(2, 4, 1\)"):
         layer(geometry, v[:, :4])
+
+
+class Shear(LieGroup):
+    """Translations and shears of the plane, which wrongly says that no element keeps a point."""
+
+    dim, matrix_dim, point_dim, stabiliser_dim = 3, 3, 2, 0
+
+    def exp(self, a):
+        s, x, y = a.unbind(-1)
+        zero, one = torch.zeros_like(s), torch.ones_like(s)
+        return torch.stack([one, s, x + 0.5 * s * y, zero, one, y, zero, zero, one], -1).unflatten(-1, (3, 3))
+
+    def log(self, g):
+        s, y = g[..., 0, 1], g[..., 1, 2]
+        return torch.stack([s, g[..., 0, 2] - 0.5 * s * y, y], -1)
+
+
+def test_errors_of_what_does_not_belong_together():
+    x, v = torch.randn(2, 8, 3), torch.randn(2, 8, 2)
+    layer = LieConv(2, 4, group=SE3(), num_neighbors=4)
+    mask = torch.ones(2, 8, dtype=torch.bool)
+    geometry = build_geometry(SE3(), x, mask, num_neighbors=4)
+    assert torch.equal(layer(geometry, v, mask), layer(geometry, v))  # the same mask once more does no harm
+    with pytest.raises(ValueError, match="has its mask from where it was built"):
+        layer(geometry, v, mask & False)
+    with pytest.raises(ValueError, match="has its queries from where it was built"):
+        layer(geometry, v, queries=x)
+    with pytest.raises(ValueError, match="expected a geometry with 13 kernel coordinates"):
+        layer(build_geometry(T(3), x), v)
+    with pytest.raises(ValueError, match="queries beside query_mask"):
+        build_geometry(SE3(), x, query_mask=mask)
+    with pytest.raises(ValueError, match=r"frame_features \(..., 2\)"):
+        build_geometry(SE3(), x, frame_features=torch.randn(2, 8, 3))
+    with pytest.raises(ValueError, match="targets from 0 to 15"):
+        build_geometry(SE3(), x, targets=torch.tensor([16]))
+    with pytest.raises(TypeError, match="integer targets"):
+        build_geometry(SE3(), x, targets=torch.tensor([1.0]))
+    with pytest.raises(ValueError, match="sample numbers from 0 up, one after another"):
+        build_geometry(SE3(), x[0], batch=torch.arange(8) * 10**12)
+    with pytest.raises(ValueError, match=r"stabiliser_dim = 0, but some of its elements keep a point"):
+        LieConv(2, 4, group=Shear())
+
+
+def test_errors_of_types_and_dtypes():
+    x, v = torch.randn(2, 8, 3), torch.randn(2, 8, 2)
+    layer = LieConv(2, 4, group=SE3(), num_neighbors=4)
+    net = LieResNet(2, 1, group=SE3(), channels=8, num_layers=1, num_neighbors=4)
+    with pytest.raises(TypeError, match=r"make one: SE3\(\)"):
+        LieConv(2, 4, group=SE3)
+    with pytest.raises(TypeError, match=r"by_name\('se3'\)"):
+        LieConv(2, 4, group="se3")
+    for options in ({"num_neighbors": 2.5}, {"in_channels": "8"}, {"num_samples": True, "lift": "sampled"}):
+        with pytest.raises(TypeError, match=f"expected an integer {next(iter(options))}"):
+            LieConv(**{"in_channels": 2, "out_channels": 4, "group": SE3()} | options)
+    with pytest.raises(TypeError, match="expected a number as radius"):
+        LieConv(2, 4, group=SE3(), radius="1")
+    for model in (layer, net):
+        with pytest.raises(TypeError, match=r"expected points and values of torch.float32.*use layer.double\(\)"):
+            model(x.double(), v.double())
+        with pytest.raises(TypeError, match=r"torch.as_tensor"):
+            model(x.numpy(), v)
+        with pytest.raises(ValueError, match="mask on cpu, where the points are, got meta"):
+            model(x, v, torch.ones(2, 8, dtype=torch.bool, device="meta"))
+        with pytest.raises(TypeError, match=r"torch.autocast"):
+            model.half()(x.half(), v.half())
+        model.float()
+    with pytest.raises(TypeError, match="got a Geometry"):
+        net(build_geometry(SE3(), x), v)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (2, 0)])
+def test_nothing_in_nothing_out(shape):
+    x, v = torch.randn(*shape, 3), torch.randn(*shape, 2)
+    for model in (
+        LieConv(2, 4, group=SE3(), num_neighbors=4),
+        LieResNet(2, 1, group=SE3(), channels=8, num_layers=1, num_neighbors=4, pool=False),
+    ):
+        assert model.eval()(x, v).shape[:2] == shape
+    pooled = LieResNet(2, 1, group=SE3(), channels=8, num_layers=1, num_neighbors=4).eval()
+    assert pooled(x, v).shape == (shape[0], 1) and torch.isfinite(pooled(x, v)).all()

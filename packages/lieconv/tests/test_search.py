@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lie.groups import SE2, SE3, LieGroup, RxSO2, RxSQ, T
-from lieconv import build_geometry
+from lieconv import LieResNet, build_geometry, farthest_points
 from lieconv.geometry import search
 from lieconv.geometry.cloud import cloud_of
 from lieconv.geometry.lifts import make_lift
@@ -304,3 +304,34 @@ def test_what_a_periodic_cell_refuses():
         build_geometry(SO3(), x, cell=eye)
     with pytest.raises(ValueError, match="build the geometry outside"):
         torch.func.vmap(lambda y: build_geometry(T(3), y, cell=eye).offsets)(x.unsqueeze(1))
+
+
+def test_nothing_that_repeats_is_no_cell():
+    x = torch.randn(1, 7, 3, dtype=F64, generator=generator())
+    with_zero, without = (build_geometry(SE3(), x, num_neighbors=4, cell=c) for c in (torch.zeros(3, 3), None))
+    torch.testing.assert_close(with_zero.kernel_coords, without.kernel_coords, rtol=0, atol=0)
+    torch.testing.assert_close(with_zero.positions, without.positions, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("rows", [3, 2, 1])
+def test_subsampling_in_a_cell_does_not_know_which_image_was_drawn(rows):
+    cell = torch.tensor([[2.0, 0.0, 0.0], [1.9, 1.0, 0.0], [0.7, 0.4, 1.5]], dtype=F64)
+    cell[rows:] = 0.0
+    x = torch.rand(2, 20, 3, dtype=F64, generator=generator()) * 2
+    whole = torch.randint(-2, 3, (2, 20, 3), generator=generator(1)).to(F64)
+    moved = x + whole @ cell
+    index, shape, kept = farthest_points(SE3(), x, fraction=0.4, cell=cell)
+    again = farthest_points(SE3(), moved, fraction=0.4, cell=cell)
+    assert torch.equal(index, again[0]) and torch.equal(kept, again[2])
+    # By brute force over images: each point is the furthest from those before it.
+    images = torch.tensor(list(itertools.product(range(-4, 5), repeat=3)), dtype=F64) @ cell
+    for points, order in zip(x, index.view(shape) - torch.tensor([[0], [20]]), strict=True):
+        offsets = points.unsqueeze(1) - points
+        distances = (offsets.unsqueeze(2) + images).norm(dim=-1).amin(-1)
+        for i in range(1, shape[1]):
+            nearest = distances[order[:i]].amin(0)
+            assert float(nearest[order[i]]) == pytest.approx(float(nearest.max()), rel=1e-4)
+    torch.manual_seed(0)
+    net = LieResNet(1, 1, group=SE3(), channels=8, num_layers=2, num_neighbors=6, downsample=0.5).double().eval()
+    values = torch.randn(2, 20, 1, dtype=F64, generator=generator(2))
+    torch.testing.assert_close(net(moved, values, cell=cell), net(x, values, cell=cell))

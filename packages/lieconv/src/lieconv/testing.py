@@ -80,11 +80,15 @@ def measure_equivariance(
     >>> measure_equivariance(net, lie.SE2(), x, v).worst < 1e-10
     True
     """
+    if elements is None and num_elements < 1:
+        raise ValueError(f"expected num_elements of at least 1, got {num_elements}")
     if elements is None:
         elements = group.sample(num_elements, generator=generator, dtype=coords.dtype, device=coords.device)
     before = model(coords, values, *args, **kwargs)
     if not isinstance(before, Tensor):
         raise ValueError(f"expected one tensor from the model, got {type(before).__name__}; wrap it to pick one part")
+    if before.flatten(0, -2).shape[0] < 2 and before.ndim > 1:
+        raise ValueError("expected outputs of at least two samples or points, whose spread is the unit; give more")
     spread = float(before.flatten(0, -2).std(0).max()) if before.ndim > 1 else float(before.std())
     if not spread > 0:
         raise ValueError("the outputs are all the same: give more or other points, or weights that do something")

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from lie.groups import LieGroup
 from torch import Tensor
 from torch._C import _functorch as functorch  # type: ignore[attr-defined]
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,13 @@ def cloud_of(
     """
     if not isinstance(coords, Tensor) or not coords.is_floating_point():
         got = coords.dtype if isinstance(coords, Tensor) else type(coords).__name__
-        raise TypeError(f"expected floating-point {name}, got {got}; use coords.float()")
+        remedy = "coords.float()" if isinstance(coords, Tensor) else "torch.as_tensor"
+        raise TypeError(f"expected floating-point {name}, got {got}; use {remedy}")
+    if coords.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"expected {name} in float32 or float64, got {coords.dtype}; keep points, values and weights in float32 "
+            "and compute in half precision by torch.autocast"
+        )
     wanted = "(B, N, d)" if batch is None else "(P, d) with batch"
     if coords.ndim != (3 if batch is None else 2):
         remedy = "add a batch axis in front, or give batch" if coords.ndim == 2 else "reshape it"
@@ -87,6 +94,8 @@ def cloud_of(
     full = mask is None
     if mask is None:
         mask = torch.ones(coords.shape[:-1], dtype=torch.bool, device=coords.device)
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"expected a boolean mask as a tensor, got {type(mask).__name__}; use torch.as_tensor")
     if mask.dtype != torch.bool:
         raise TypeError(f"expected a boolean mask, got {mask.dtype}; use mask.bool()")
     if mask.shape != coords.shape[:-1]:
@@ -132,7 +141,10 @@ def _check_batch(batch: Tensor, coords: Tensor) -> int:
         return 0
     if bool((batch.diff() < 0).any()) or int(batch[0]) < 0:
         raise ValueError("expected sample numbers from 0 up that do not fall; sort the points by sample")
-    return int(batch[-1]) + 1
+    count = int(batch[-1]) + 1
+    if count > _SAMPLES:
+        raise ValueError(f"expected sample numbers from 0 up, one after another, got one of {count - 1}")
+    return count
 
 
 def _check_cell(cell: Tensor | None, count: int, coords: Tensor) -> Tensor | None:
@@ -145,14 +157,19 @@ def _check_cell(cell: Tensor | None, count: int, coords: Tensor) -> Tensor | Non
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
         return cell
     rows = cell.detach().double()
-    periodic = rows.norm(dim=-1) > 0
     if not bool(torch.isfinite(rows).all()):
         raise ValueError("expected a finite periodic cell, got NaN or infinity")
+    periodic = rows.norm(dim=-1) > 0
+    if not bool(periodic.any()):
+        return None  # nothing repeats
     scale = torch.where(periodic, rows.norm(dim=-1), torch.ones_like(periodic, dtype=rows.dtype))
     gram = (rows / scale.unsqueeze(-1)) @ (rows / scale.unsqueeze(-1)).mT + torch.diag_embed((~periodic).double())
     if bool((torch.linalg.det(gram) < 1e-8).any()):
         raise ValueError("expected independent cell vectors (zero rows where nothing repeats), got a flat cell")
     return cell
+
+
+_SAMPLES = 1 << 24  # a sample without points takes memory too
 
 
 def plain_values(x: Tensor) -> Tensor | None:
@@ -162,9 +179,9 @@ def plain_values(x: Tensor) -> Tensor | None:
     """
     if torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return None
-    x = x.detach()
     while functorch.is_functorch_wrapped_tensor(x):
         if functorch.is_batchedtensor(x):
             return None
         x = functorch.get_unwrapped(x)
-    return x.detach()
+    with temporarily_clear_interpreter_stack():  # an operation inside of the transform would wrap it again
+        return x.detach()

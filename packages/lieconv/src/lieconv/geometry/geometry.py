@@ -14,9 +14,18 @@ from lie.groups import LieGroup
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
-from lieconv.geometry.cloud import Cloud, cloud_of
+from lieconv.geometry.cloud import Cloud, cloud_of, plain_values
 from lieconv.geometry.frames import local_frames
-from lieconv.geometry.lifts import AxesLift, Coordinates, ElementLift, FrameLift, Lift, LiftName, make_lift
+from lieconv.geometry.lifts import (
+    AxesLift,
+    Coordinates,
+    ElementLift,
+    FrameLift,
+    Lift,
+    LiftName,
+    check_numbers,
+    make_lift,
+)
 from lieconv.geometry.neighbours import Neighbourhoods, fill_radius, find_neighbours, gather
 
 
@@ -196,6 +205,10 @@ def build_geometry(
         TypeError: for coordinates that are not floating-point or a mask that is not boolean.
     """
     made = make_lift(group, lift, coordinates, num_samples)
+    if queries is None and (query_mask is not None or query_batch is not None):
+        raise ValueError("expected queries beside query_mask or query_batch, got none")
+    if targets is None and (target_shape is not None or target_mask is not None):
+        raise ValueError("expected targets beside target_shape or target_mask, got none")
     check_neighbourhood(made, group, num_neighbors, radius, fill, at_random, cell)
     sources = cloud_of(group, coords, mask, batch=batch, cell=cell)
     if quadrature is not None:
@@ -245,12 +258,24 @@ def _targets(
         cloud = replace(cloud, count=sources.count)
         return _Where(cloud, targets=cloud.sample[:0])
     if targets is not None:
+        _check_targets(targets, sources)
         mask = sources.mask[targets] if target_mask is None else sources.mask[targets] & target_mask
         coords = sources.coords[targets]
         full = sources.full and target_mask is None
         cloud = Cloud(coords, mask, sources.sample[targets], sources.count, target_shape, full=full)
         return _Where(cloud, targets)
     return _Where(sources, None)
+
+
+def _check_targets(targets: Tensor, sources: Cloud) -> None:
+    if targets.dtype not in (torch.int32, torch.int64) or targets.ndim != 1:
+        raise TypeError(f"expected integer targets (M,), got {tuple(targets.shape)} of {targets.dtype}")
+    plain = plain_values(targets) if targets.device.type == "cpu" else None
+    if plain is not None and plain.numel() and not 0 <= int(plain.min()) <= int(plain.max()) < len(sources.coords):
+        raise ValueError(
+            f"expected targets from 0 to {len(sources.coords) - 1}, numbers along the axis of all points, got "
+            f"{int(plain.min())} to {int(plain.max())}"
+        )
 
 
 def _frame_geometry(
@@ -263,7 +288,10 @@ def _frame_geometry(
     centre: Tensor,
     features: Tensor | None,
 ) -> Geometry:
-    features = None if features is None else sources.flat(features)
+    if features is not None:
+        if features.shape[-1] != 2 or features.ndim != (2 if sources.shape is None else 3):
+            raise ValueError(f"expected frame_features (..., 2) of the points, got {tuple(features.shape)}")
+        features = sources.flat(features)
     own, copies = where.cloud is sources, 1
     about_sources = lift.structure.rotations > 0 or lift.structure.dilation  # frames or sizes of all neighbours
     around = None
@@ -467,8 +495,10 @@ def check_neighbourhood(
     cell: Tensor | None,
 ) -> None:
     """Raise where the choice of neighbours makes no sense, as `build_geometry` says."""
-    if num_neighbors < 1:
-        raise ValueError(f"expected num_neighbors of at least 1, got {num_neighbors}")
+    check_numbers(num_neighbors=num_neighbors)
+    for name, value in (("radius", radius), ("fill", fill)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | Tensor)):
+            raise TypeError(f"expected a number as {name}, got {value!r}")
     if radius is not None and fill is not None:
         raise ValueError("expected a radius or a fill fraction, got both")
     if isinstance(radius, int | float) and not 0.0 < radius < float("inf"):

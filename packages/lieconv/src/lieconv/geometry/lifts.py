@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from lie.groups import AffineStructure, LieGroup, RxSQ, Trivial, affine_structure
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from lieconv.geometry.cloud import Cloud
 
@@ -236,13 +237,14 @@ def make_lift(group: LieGroup, lift: LiftName, coordinates: Coordinates, num_sam
     Raises:
         ValueError: for unknown names, a number of samples with the exact lift, a group without an exact lift, or the
             logarithm where points have no element of their own.
+        TypeError: for what is no group.
     """
+    check_group(group)
     if lift not in ("exact", "sampled"):
         raise ValueError(f"expected lift 'exact' or 'sampled', got {lift!r}")
     if coordinates not in ("auto", "log", "entries", "invariants"):
         raise ValueError(f"expected coordinates 'auto', 'log', 'entries' or 'invariants', got {coordinates!r}")
-    if num_samples < 1:
-        raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
+    check_numbers(num_samples=num_samples)
     if lift == "sampled":
         if coordinates == "invariants":
             raise ValueError("the sampled lift has coordinates 'log' or 'entries' of the relative element")
@@ -259,6 +261,11 @@ def make_lift(group: LieGroup, lift: LiftName, coordinates: Coordinates, num_sam
     if coordinates == "invariants":
         raise ValueError(f"{group!r} is not made of translations, turns and dilations; use coordinates='entries'")
     free = group.stabiliser_dim == 0 or isinstance(group, Trivial)
+    if free and not _moves_every_point(group):
+        raise ValueError(
+            f"{group!r} declares stabiliser_dim = 0, but some of its elements keep a point: its {group.dim} generators "
+            "are dependent there; declare the dimension of the stabiliser, and use lift='sampled'"
+        )
     if not free:
         reason = "its points have a stabiliser" if group.stabiliser_dim else "no stabiliser_dim = 0 is declared"
         if usable:
@@ -268,6 +275,39 @@ def make_lift(group: LieGroup, lift: LiftName, coordinates: Coordinates, num_sam
             )
         raise ValueError(f"{group!r} has no exact lift ({reason}); use lift='sampled'")
     return ElementLift(group, log=coordinates == "log")
+
+
+def check_group(group: LieGroup) -> None:
+    """Raise where a name or a class stands in place of a group."""
+    if isinstance(group, type):
+        raise TypeError(f"expected a group, got the class {group.__name__}; make one: {group.__name__}()")
+    if isinstance(group, str):
+        raise TypeError(f"expected a group, got the name {group!r}; use lie.groups.by_name({group!r})")
+    if not isinstance(group, LieGroup):
+        raise TypeError(f"expected a group of lie.groups or your own LieGroup, got {type(group).__name__}")
+
+
+def check_numbers(**numbers: int) -> None:
+    """Raise where a count is no integer of at least 1."""
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"expected an integer {name}, got {value!r}")
+        if value < 1:
+            raise ValueError(f"expected {name} of at least 1, got {value}")
+
+
+def _moves_every_point(group: LieGroup) -> bool:
+    """Whether the generators are independent at a point in general position: no stabiliser of positive dimension."""
+    if group.dim == 0:
+        return True
+    d = group.point_dim or group.matrix_dim
+    point = torch.linspace(0.3, 1.7, d, dtype=torch.float64)
+    with temporarily_clear_interpreter_stack():
+        fields = group.vector_field(torch.eye(group.dim, dtype=torch.float64), point)  # (dim, d)
+        return int(torch.linalg.matrix_rank(fields.detach())) == group.dim
+
+
+_moves_every_point._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _supported(parts: AffineStructure) -> bool:

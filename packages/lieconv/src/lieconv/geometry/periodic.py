@@ -11,6 +11,7 @@ section 3 (in up to three dimensions the greedy reduction is Minkowski's).
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lieconv.geometry.cloud import Cloud, plain_values
+from lieconv.geometry.search import numbers
 
 
 def reduced(cell: np.ndarray) -> np.ndarray:
@@ -52,6 +54,22 @@ def reduced(cell: np.ndarray) -> np.ndarray:
     raise ValueError("expected a periodic cell that can be reduced, got one that is nearly flat or not finite")
 
 
+def minimum_image_distances(cell: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A function from offsets (N, d) to the squared lengths (N,) of the shortest of their periodic images."""
+    cell = cell.astype(np.float64)
+    short = reduced(cell) @ cell
+    periodic = np.abs(short).sum(-1) > 0
+    inverse = np.linalg.inv(_completed(short[None], periodic[None])[0])
+    around = np.array(list(itertools.product((-1, 0, 1), repeat=len(cell)))) @ short  # (3^d, d)
+
+    def squared(offsets: np.ndarray) -> np.ndarray:
+        whole = np.round(offsets @ inverse) * periodic
+        inside = offsets - whole @ short
+        return ((inside[:, None] + around) ** 2).sum(-1).min(1)
+
+    return squared
+
+
 def nearest_images(
     sources: Cloud, targets: Cloud, k: int
 ) -> tuple[Int[Tensor, "M k"], Bool[Tensor, "M k"], Float[Tensor, "M k d"]]:
@@ -65,16 +83,15 @@ def nearest_images(
         ValueError: inside of vmap or a compiler, where a tensor has no values to search.
     """
     assert sources.cell is not None
-    found_values = [plain_values(x) for x in (sources.coords, targets.coords, sources.cell)]
-    if any(x is None for x in found_values):
+    if any(plain_values(x) is None for x in (sources.coords, targets.coords, sources.cell)):
         raise ValueError(
             "a periodic search needs the numbers of the points, which vmap and compilers do not have; "
             "build the geometry outside and pass it on"
         )
     from scipy.spatial import KDTree
 
-    p, q, cells = (x.double().cpu().numpy() for x in found_values if x is not None)
-    sample_p, sample_q = sources.sample.cpu().numpy(), targets.sample.cpu().numpy()
+    p, q, cells = (numbers(x).astype(np.float64) for x in (sources.coords, targets.coords, sources.cell))
+    sample_p, sample_q = numbers(sources.sample), numbers(targets.sample)
     Z = np.stack([reduced(cell) for cell in cells]) if len(cells) else np.zeros((0, *cells.shape[1:]), np.int64)  # noqa: N806
     short = Z @ cells  # (B, d, d)
     periodic = np.abs(short).sum(-1) > 0  # (B, d)
@@ -82,7 +99,7 @@ def nearest_images(
     p_cells, p = _wrapped(p, full[sample_p], periodic[sample_p], short[sample_p])
     q_cells, q = _wrapped(q, full[sample_q], periodic[sample_q], short[sample_q])
     shifts = np.array(list(itertools.product((-1, 0, 1), repeat=p.shape[1])))
-    valid = sources.mask.cpu().numpy().nonzero()[0]
+    valid = numbers(sources.mask).nonzero()[0]
     atoms, images = np.repeat(valid, len(shifts)), np.tile(shifts, (len(valid), 1))
     # An image along a direction that does not repeat would be the point itself once more.
     real = (images * ~periodic[sample_p[atoms]] == 0).all(1)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from lieconv.geometry.cloud import plain_values
 
@@ -50,7 +51,12 @@ def nearest(sources: Space, targets: Space, k: int) -> tuple[Int[Tensor, "M k"],
         return _nearest_by_tree(values, sources, targets, k)
     indices, found = [], []
     for distance, base in _distance_blocks(sources, targets):
-        count = min(k, distance.shape[-1])
+        if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+            # As many columns as are asked for, whatever the number of points: no guard on it.
+            distance = torch.nn.functional.pad(distance, (0, k), value=torch.inf)
+            count = k
+        else:
+            count = min(k, distance.shape[-1])
         best, columns = distance.topk(count, dim=-1, largest=False, sorted=True)
         missing = k - count
         indices.append(torch.nn.functional.pad(columns + base, (0, missing)))
@@ -88,7 +94,7 @@ def ball_radius(sources: Space, fraction: float, rows: int = 256) -> Float[Tenso
     P = sources.points.shape[0]  # noqa: N806
     chosen = torch.linspace(0, P - 1, min(rows, P), device=sources.points.device).round().long()
     points, sample = sources.points[chosen], sources.sample[chosen]
-    squared = torch.cdist(points, sources.points, compute_mode="donot_use_mm_for_euclid_dist").square()
+    squared = _squared(points, sources.points)
     mine = (sample.unsqueeze(1) == sources.sample) & sources.mask
     squared = squared.masked_fill(~mine, torch.inf).sort(dim=-1).values  # (rows, P)
     inside = (fraction * mine.sum(-1, keepdim=True)).ceil().long().clamp(min=1) - 1
@@ -105,7 +111,7 @@ def _distance_blocks(sources: Space, targets: Space) -> Iterator[tuple[Tensor, T
     p, q = sources.points, targets.points
     if sources.shape is not None and targets.shape is not None:
         (B, N), (_, M) = sources.shape, targets.shape  # noqa: N806
-        p, q = p.view(B, N, -1), q.view(B, M, -1)
+        p, q = p.view(B, N, p.shape[-1]), q.view(B, M, q.shape[-1])
         base = (torch.arange(B, device=p.device) * N).view(B, 1, 1)
         invalid = ~sources.mask.view(B, 1, N)
         for rows in _rows_at_once(M, B * N):
@@ -161,7 +167,8 @@ def numbers(x: Tensor) -> np.ndarray:
     """The values of a tensor that has them."""
     plain = plain_values(x)
     assert plain is not None
-    return plain.cpu().numpy()
+    with temporarily_clear_interpreter_stack():
+        return plain.cpu().numpy()
 
 
 def _apart(values: tuple[np.ndarray, np.ndarray], sources: Space, targets: Space) -> tuple[np.ndarray, np.ndarray]:

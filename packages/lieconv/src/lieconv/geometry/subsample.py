@@ -22,6 +22,8 @@ from torch import Tensor
 from lieconv.geometry.cloud import Cloud, cloud_of, plain_values
 from lieconv.geometry.lifts import ElementLift, Lift, make_lift
 from lieconv.geometry.neighbours import find_neighbours
+from lieconv.geometry.periodic import minimum_image_distances
+from lieconv.geometry.search import numbers
 
 _TIE = 1e-4
 
@@ -34,6 +36,7 @@ def farthest_points(
     *,
     fraction: float,
     batch: Tensor | None = None,
+    cell: Tensor | None = None,
     at_random: bool = False,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, tuple[int, int], Tensor]:
@@ -41,7 +44,7 @@ def farthest_points(
 
     Args:
         group: acts on the points; distances are those by which its neighbours are found.
-        coords, mask, batch: as of `build_geometry`.
+        coords, mask, batch, cell: as of `build_geometry`; in a periodic cell distances are those of nearest images.
         fraction: of the valid points of each sample to keep, above 0 and up to 1; at least one point.
         at_random: start at a random point of each sample (for training) instead of the most isolated one.
         generator: of the start.
@@ -55,7 +58,7 @@ def farthest_points(
     """
     if not 0.0 < fraction <= 1.0:
         raise ValueError(f"expected a fraction above 0 and up to 1, got {fraction}")
-    cloud = cloud_of(group, coords, mask, batch=batch)
+    cloud = cloud_of(group, coords, mask, batch=batch, cell=cell)
     lift = _search_lift(group)
     embedded = lift.embedding(cloud).detach()
     place, valid = _padded(cloud)  # (B, N)
@@ -70,7 +73,11 @@ def farthest_points(
         alone = find_neighbours(lift, cloud, cloud, min(8, max(1, N - 1)))
         score = alone.squared_radius.squeeze(-1)[place]
     chosen = _first_largest(score.masked_fill(~valid, -1.0))  # (B,)
-    index = _by_numbers(points, valid, chosen, most)
+    index = _by_numbers(points, valid, chosen, most, cloud.cell)
+    if index is None and cloud.cell is not None:
+        raise ValueError(
+            "farthest points in a periodic cell need the numbers of the points, which vmap and compilers do not have"
+        )
     if index is None:
         index = _one_after_another(points, valid, chosen, most)
     kept = torch.arange(most, device=coords.device) < wanted.unsqueeze(1)
@@ -97,26 +104,30 @@ def _wanted(fraction: float, counts: Tensor) -> Tensor:
 
 
 def _one_after_another(points: Tensor, valid: Tensor, chosen: Tensor, most: int) -> Int[Tensor, "B M"]:
-    B, N, _ = points.shape  # noqa: N806
-    index = torch.empty(B, most, dtype=torch.long, device=points.device)
-    nearest = torch.full((B, N), torch.inf, dtype=points.dtype, device=points.device)
-    each = torch.arange(B, device=points.device)
-    for i in range(most):
-        index[:, i] = chosen
-        distance = (points - points[each, chosen].unsqueeze(1)).square().sum(-1)
-        nearest = torch.minimum(nearest, distance)
+    nearest = torch.full_like(points[..., 0], torch.inf)  # (B, N)
+    index = []
+    for _ in range(most):
+        index.append(chosen)
+        here = points.take_along_dim(chosen.view(-1, 1, 1), 1)  # (B, 1, e)
+        nearest = torch.minimum(nearest, (points - here).square().sum(-1))
         chosen = _first_largest(nearest.masked_fill(~valid, -1.0))
-    return index
+    return torch.stack(index, 1)
 
 
-def _by_numbers(points: Tensor, valid: Tensor, chosen: Tensor, most: int) -> Int[Tensor, "B M"] | None:
+def _by_numbers(
+    points: Tensor, valid: Tensor, chosen: Tensor, most: int, cell: Tensor | None
+) -> Int[Tensor, "B M"] | None:
     """The same on a CPU, where each of these many small steps costs numpy a tenth of what it costs torch."""
     values = [plain_values(x) for x in (points, valid, chosen)]
-    if points.device.type != "cpu" or any(x is None for x in values):
+    if any(x is None for x in values) or (points.device.type != "cpu" and cell is None):
         return None
-    p, there, first = (x.numpy() for x in values if x is not None)
+    p, there, first = (numbers(x) for x in (points, valid, chosen))
     index = np.empty((len(p), most), np.int64)
+    cells = None if cell is None else numbers(cell)
     for b in range(len(p)):
+        if cells is not None:
+            index[b] = _in_cell(p[b], there[b], int(first[b]), most, cells[b])
+            continue
         coordinates = np.ascontiguousarray(p[b].T)  # (e, N)
         nearest = np.where(there[b], np.inf, -1.0).astype(p.dtype)
         distance, difference = np.empty_like(nearest), np.empty_like(coordinates)
@@ -128,7 +139,20 @@ def _by_numbers(points: Tensor, valid: Tensor, chosen: Tensor, most: int) -> Int
             np.minimum(nearest, distance, out=nearest)
             largest = nearest.max()
             last = int((nearest >= largest - _TIE * abs(largest)).argmax())
-    return torch.from_numpy(index)
+    return torch.from_numpy(index).to(points.device)
+
+
+def _in_cell(p: np.ndarray, there: np.ndarray, last: int, most: int, cell: np.ndarray) -> np.ndarray:
+    """The order of the points of one sample by distances of nearest images."""
+    distances = minimum_image_distances(cell)
+    index = np.empty(most, np.int64)
+    nearest = np.where(there, np.inf, -1.0)
+    for i in range(most):
+        index[i] = last
+        np.minimum(nearest, distances(p - p[last]), out=nearest)
+        largest = nearest.max()
+        last = int((nearest >= largest - _TIE * abs(largest)).argmax())
+    return index
 
 
 def _first_largest(score: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from lieconv.geometry import Geometry, farthest_points
 from lieconv.geometry.cloud import all_valid
 from lieconv.geometry.geometry import lifted_elements
-from lieconv.geometry.lifts import Coordinates, ElementLift, LiftName
+from lieconv.geometry.lifts import Coordinates, ElementLift, LiftName, check_numbers
 from lieconv.geometry.subsample import first_points
 from lieconv.nn.blocks import BottleneckBlock, pool
 from lieconv.nn.conv import LieConv
-from lieconv.nn.layout import check_values, laid_out, rows_of
+from lieconv.nn.layout import check_values, check_weights, laid_out, rows_of
 from lieconv.nn.neighbourhood import Neighbourhood
 from lieconv.nn.norm import make_norm
 from lieconv.nn.vectors import VectorReadout
@@ -101,17 +101,12 @@ class LieResNet(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("channels", channels),
-            ("num_layers", num_layers),
-            ("bottleneck", bottleneck),
-        ):
-            if value < 1:
-                raise ValueError(f"expected {name} of at least 1, got {value}")
-        if out_vectors < 0:
-            raise ValueError(f"expected out_vectors of at least 0, got {out_vectors}")
+        check_numbers(
+            in_channels=in_channels, out_channels=out_channels, channels=channels, num_layers=num_layers,
+            bottleneck=bottleneck,
+        )  # fmt: skip
+        if out_vectors != 0:
+            check_numbers(out_vectors=out_vectors)
         fractions = [downsample] * num_layers if isinstance(downsample, int | float) else list(downsample)
         if len(fractions) != num_layers or not all(0.0 < fraction <= 1.0 for fraction in fractions):
             raise ValueError(
@@ -140,7 +135,7 @@ class LieResNet(nn.Module):
         )
         self.norm = make_norm(norm, channels)
         self.head = nn.Linear(channels, out_channels)
-        self.readout = VectorReadout(channels, out_vectors, **layer) if out_vectors else None
+        self.readout = VectorReadout(channels, out_vectors, centred=pool, **layer) if out_vectors else None
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -159,7 +154,9 @@ class LieResNet(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The network's output; ``cell`` and ``quadrature`` are those of `lieconv.build_geometry`."""
         check_values(coords, values, self.in_channels)
-        if mask is not None and mask.shape == coords.shape[:-1] and mask.dtype == torch.bool:
+        check_weights(values, self.embed.weight)
+        fits = isinstance(mask, Tensor) and mask.shape == coords.shape[:-1] and mask.device == coords.device
+        if mask is not None and fits and mask.dtype == torch.bool:  # else the geometry says what is wrong
             values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
         features = None if self.frame_features is None else self.frame_features(values)
         level = _Level(coords, mask, batch, quadrature, features, self._elements(coords, mask))
@@ -215,8 +212,8 @@ class LieResNet(nn.Module):
             index, shape, kept = first_points(points, level.mask, fraction, level.coords.device)
         else:
             index, shape, kept = farthest_points(
-                self.group, level.coords, level.mask, batch=level.batch, fraction=fraction, at_random=self.training,
-                generator=self.generator,
+                self.group, level.coords, level.mask, batch=level.batch, cell=cell, fraction=fraction,
+                at_random=self.training, generator=self.generator,
             )  # fmt: skip
         full = level.batch is None and (level.mask is None or all_valid(level.mask))
         where: dict[str, Any] = {"target_shape": shape, "target_mask": None if full else kept}

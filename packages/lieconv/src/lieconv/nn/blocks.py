@@ -77,7 +77,7 @@ def pool(geometry: Geometry, x: Float[Tensor, "S M c"]) -> Float[Tensor, "B c"]:
         B, M = geometry.shape  # noqa: N806
         if x.shape[0] > 1:
             return masked_mean(x, geometry.mask)
-        return masked_mean(x.reshape(B, M, -1), geometry.mask.view(B, M))
+        return masked_mean(x.reshape(B, M, x.shape[-1]), geometry.mask.view(B, M))
     x = torch.where(geometry.mask.unsqueeze(-1), x, torch.zeros_like(x)).squeeze(0)
     total = x.new_zeros(geometry.count, x.shape[-1]).index_add(0, geometry.sample, x)
     number = x.new_zeros(geometry.count).index_add(0, geometry.sample, geometry.mask.to(x.dtype))

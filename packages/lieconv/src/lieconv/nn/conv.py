@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lieconv.geometry import Geometry, kernel_dim
-from lieconv.geometry.lifts import Coordinates, LiftName
+from lieconv.geometry.lifts import Coordinates, LiftName, check_numbers
 from lieconv.geometry.neighbours import gather
 from lieconv.nn.kernel import KernelNetwork
-from lieconv.nn.layout import check_values, laid_out, rows_of
+from lieconv.nn.layout import check_geometry, check_values, check_weights, laid_out, rows_of
 from lieconv.nn.neighbourhood import Neighbourhood
 
 _PAIRS = 1 << 18  # pairs whose features are held at once; beyond, backward computes them again
@@ -33,7 +33,8 @@ class LieConv(nn.Module):
     """Convolution equivariant to ``group``, from ``in_channels`` to ``out_channels`` features a point.
 
     Call it as ``layer(coords, values, mask)`` with coords (B, N, d), values (B, N, in_channels) and a boolean mask (B,
-    N), or with a `Geometry` in place of coords to share the neighbourhoods with other layers. Coordinates (1, N, d)
+    N), or with a `Geometry` in place of coords to share the neighbourhoods with other layers: how it was built then
+    counts, not this layer's ``num_neighbors``, ``radius`` or ``fill``. Coordinates (1, N, d)
     beside values (B, N, in_channels) are shared by all samples, as of images: the geometry is then that of one. Further
     arguments are those of `lieconv.build_geometry`: ``batch`` for ragged batches, ``cell``, ``queries``,
     ``quadrature``.
@@ -82,14 +83,7 @@ class LieConv(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("hidden", hidden),
-            ("basis", basis),
-        ):
-            if value < 1:
-                raise ValueError(f"expected {name} of at least 1, got {value}")
+        check_numbers(in_channels=in_channels, out_channels=out_channels, hidden=hidden, basis=basis)
         self.in_channels, self.out_channels, self.group = in_channels, out_channels, group
         self.neighbourhood = Neighbourhood(
             group, num_neighbors=num_neighbors, radius=radius, fill=fill, lift=lift, coordinates=coordinates,
@@ -111,8 +105,10 @@ class LieConv(nn.Module):
     ) -> Float[Tensor, "*points out"]:
         """Convolve; padded points come out as zero."""
         if isinstance(coords, Geometry):
+            check_geometry(coords, mask, options, self.kernel.first.in_features)
             return self._convolve(coords, values)
         check_values(coords, values, self.in_channels)
+        check_weights(values, self.linear.weight)
         geometry = self.neighbourhood(coords, mask, **options)
         if geometry.num_samples == 1:
             return self._convolve(geometry, values)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lieconv.geometry import Geometry
+from lieconv.geometry.cloud import plain_values
 
 
 def rows_of(geometry: Geometry, values: Tensor, channels: int) -> Float[Tensor, "S P c"]:
@@ -34,11 +38,16 @@ def laid_out(geometry: Geometry, rows: Float[Tensor, "S M c"], *, per_point: boo
     if rows.shape[0] > 1:
         return rows
     B, M = geometry.shape  # noqa: N806
-    return rows.reshape(B, M // geometry.num_samples if per_point else M, -1)
+    return rows.reshape(B, M // geometry.num_samples if per_point else M, rows.shape[-1])
 
 
 def check_values(coords: Tensor, values: Tensor, channels: int) -> None:
     """Raise where ``values`` do not fit the points or the layer."""
+    for name, tensor in (("points", coords), ("values", values)):
+        if isinstance(tensor, Geometry):
+            raise TypeError("expected points, got a Geometry: layers take one in their place, whole networks do not")
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"expected {name} as a tensor, got {type(tensor).__name__}; use torch.as_tensor")
     if not coords.is_floating_point():
         raise TypeError(f"expected floating-point points, got {coords.dtype}; use coords.float()")
     if coords.ndim == 2 and values.ndim == 3:
@@ -57,3 +66,37 @@ def check_values(coords: Tensor, values: Tensor, channels: int) -> None:
         raise TypeError(f"expected values and points of one dtype, got {values.dtype} and {coords.dtype}")
     if values.device != coords.device:
         raise ValueError(f"expected the values on {coords.device}, where the points are, got {values.device}")
+
+
+def check_weights(values: Tensor, weight: Tensor) -> None:
+    """Raise where the weights of a layer are of another dtype or device than what it is given."""
+    if values.device != weight.device:
+        raise ValueError(f"expected points and values on {weight.device}, where the layer is, got {values.device}")
+    if values.dtype != weight.dtype and not torch.is_autocast_enabled(values.device.type):
+        remedy = "layer.double()" if values.dtype == torch.float64 else f"inputs of {weight.dtype}"
+        raise TypeError(
+            f"expected points and values of {weight.dtype}, the layer's, got {values.dtype}; use {remedy}"
+            + ("" if weight.dtype in (torch.float32, torch.float64) else ", or a float32 layer under torch.autocast")
+        )
+
+
+def check_geometry(geometry: Geometry, mask: Tensor | None, options: dict[str, Any], dim: int) -> None:
+    """Raise where a geometry is of another kind than the layer, or comes with what would have made another one."""
+    if options:
+        raise ValueError(
+            f"a geometry has its {' and '.join(options)} from where it was built: give them to lieconv.build_geometry"
+        )
+    if geometry.kernel_coords.shape[-1] != dim:
+        raise ValueError(
+            f"expected a geometry with {dim} kernel coordinates, as of this layer's group, lift and coordinates, got "
+            f"{geometry.kernel_coords.shape[-1]}; build it with the same"
+        )
+    if mask is None:
+        return
+    ours = geometry.source_mask[:: geometry.num_samples]
+    if mask.numel() != ours.numel():
+        raise ValueError(f"expected the mask of the geometry, of {ours.numel()} points, got {tuple(mask.shape)}")
+    plain = [plain_values(x) for x in (mask, ours)] if mask.device.type == "cpu" else [None]
+    given, known = plain if len(plain) == 2 else (None, None)
+    if given is not None and known is not None and not torch.equal(given.flatten().bool(), known):
+        raise ValueError("a geometry has its mask from where it was built, got another; build it with this one")

@@ -5,8 +5,9 @@ Offsets to neighbours turn with the points; numbers that do not, made of feature
 .. math:: y_i = \sum_j w_{ij}\, s_{ij}\, (x_j - x_i) \; [+\; a_i \times b_i] \;[+\; c_i\, p_i]
 
 with :math:`s_{ij} = \sum_m \phi_m(v_j^{-1} u_i)\, (A f_j)_m`, the cross product of two such sums in space (turned
-offsets in the plane) where the group keeps orientation and length, and the point p as seen from the centre of its
-sample. Where a neighbourhood is symmetric the sum lies in what the symmetry leaves fixed, as it must.
+offsets in the plane) where the group keeps orientation and length, and the point p as seen from a centre: that which
+the group keeps or, where the vectors of a sample are pooled, its mean (vectors of points stay local). Where a
+neighbourhood is symmetric the sum lies in what the symmetry leaves fixed, as it must.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from lie.groups import LieGroup, affine_structure
 from torch import Tensor, nn
 
 from lieconv.geometry import Geometry, kernel_dim
-from lieconv.geometry.lifts import Coordinates, LiftName
+from lieconv.geometry.lifts import Coordinates, LiftName, check_numbers
 from lieconv.geometry.neighbours import gather
 from lieconv.nn.kernel import KernelNetwork
 from lieconv.nn.layout import rows_of
@@ -31,6 +32,8 @@ class VectorReadout(nn.Module):
         vectors: vectors a point.
         group: with an action ``x -> A x + t``: outputs are multiplied by A.
         lift, coordinates: as of the geometry.
+        centred: also weigh each point as seen from the centre of its sample, which makes a vector depend on all points
+            of it; meant for vectors that are pooled, as dipoles. Without, vectors depend on neighbourhoods alone.
         hidden, basis, standardise: of the kernel network.
 
     Raises:
@@ -50,10 +53,10 @@ class VectorReadout(nn.Module):
         hidden: int = 32,
         basis: int = 8,
         standardise: bool = False,
+        centred: bool = False,
     ) -> None:
         super().__init__()
-        if min(in_channels, vectors, hidden, basis) < 1:
-            raise ValueError(f"expected numbers of at least 1, got {(in_channels, vectors, hidden, basis)}")
+        check_numbers(in_channels=in_channels, vectors=vectors, hidden=hidden, basis=basis)
         self.in_channels, self.vectors = in_channels, vectors
         d = group.point_dim or group.matrix_dim
         structure = affine_structure(group)
@@ -66,7 +69,7 @@ class VectorReadout(nn.Module):
         # A point is a vector only as seen from a centre that moves with the points, or that the group keeps.
         zero = torch.zeros(d, dtype=torch.float64)
         keeps_origin = bool((group.vector_field(torch.eye(group.dim, dtype=torch.float64), zero) == 0).all())
-        self.place = nn.Linear(in_channels, vectors) if structure is not None or keeps_origin else None
+        self.place = nn.Linear(in_channels, vectors) if (centred and structure is not None) or keeps_origin else None
 
     def forward(self, geometry: Geometry, values: Float[Tensor, "*points c"]) -> Float[Tensor, "S M V d"]:
         """The vectors as rows; zero where padded."""
