@@ -88,6 +88,24 @@ def equivariance_errors(metrics: Mapping[str, Any]) -> Table:
     return ["generator", *models], rows
 
 
+def training_errors(metrics: Mapping[str, Any]) -> Table:
+    """Accuracies and relative errors before and after training, a row for each network."""
+    runs = {label: run for values in metrics.values() for label, run in values["runs"].items()}
+    generators = [key.removeprefix("relative_") for key in next(iter(runs.values())) if key.endswith("_first")]
+    names = [name.removesuffix("_first") for name in generators]
+    columns = ["network, trained on", "accuracy", "on moved digits", *(f"{name}, before and after" for name in names)]
+    rows = [
+        [
+            label,
+            f"{run['accuracy']:.1%}",
+            f"{run['accuracy_moved']:.1%}",
+            *(f"{run[f'relative_{name}_first']:.3g} → {run[f'relative_{name}']:.3g}" for name in names),
+        ]
+        for label, run in runs.items()
+    ]
+    return columns, rows
+
+
 def scalars(metrics: Mapping[str, Any]) -> Table:
     """Every number that the runs have in common, a row for each and a column for each run."""
     flat = {label: dict(_numbers(values)) for label, values in metrics.items()}
@@ -153,6 +171,20 @@ SECTIONS = (
             ),
         ),
         equivariance_errors,
+    ),
+    Section(
+        "liederivative-training",
+        "How equivariance moves while a network learns",
+        "A small convolutional network and a small vision transformer learn handwritten digits, upright ones or "
+        "moved ones, and a callback in their training loop follows the Lie derivative of their outputs on moved "
+        "digits that none has seen, relative to how much the outputs differ between digits.",
+        (
+            Job(
+                "four networks",
+                "python packages/liederivative/examples/lee_during_training.py --steps 800 --out {out}",
+            ),
+        ),
+        training_errors,
     ),
     Section(
         "chnn-simulate",

@@ -195,3 +195,13 @@ def test_what_timm_cannot_build_is_one_clear_line():
         load_model(SMALL, num_classes=0)
     with pytest.raises(ValueError, match=r"timm cannot build pit_ti_224 with \{'img_size': 5\}: "):
         load_model("pit_ti_224", image_size=5)
+
+
+def test_files_from_before_batch_normalisation_counted_its_batches(tmp_path):
+    model = load_model(SMALL, seed=0).module
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    assert len(state) < len(model.state_dict())
+    torch.save(state, tmp_path / "old.pth")
+    other = load_model(SMALL, seed=1).module
+    load_checkpoint_file(tmp_path / "old.pth", other)
+    assert weights_checksum(other) == weights_checksum(model)

@@ -70,6 +70,8 @@ def weights_checksum(model: nn.Module) -> str:
 
 def _fit(path: Path, state: dict[str, Tensor], model: nn.Module) -> None:
     own = model.state_dict()
+    # Files of PyTorch before 0.4.1 lack this counter of batch normalisation, which evaluation does not use.
+    state = {n: t for n, t in own.items() if n.endswith("num_batches_tracked")} | state
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     problem = ""
     if missing or extra:

@@ -1,0 +1,156 @@
+r"""The local equivariance error over the steps of a training.
+
+Beside the LEE itself stands the **relative** LEE,
+
+.. math:: \frac{\mathrm{LEE}_X}{\mathrm{Var}(f)}, \qquad
+          \mathrm{Var}(f) = \frac{1}{\dim f} \sum_i \mathrm{Var}_{x \in D}\, f_i(x),
+
+the error in units of how much the outputs differ between images. A network before training answers nearly the
+same to every image, and its LEE is small for that reason alone; the relative LEE is not fooled by it, and is
+the one to compare over steps.
+
+Source of the LEE: Gruver et al. 2022 (Lie derivative), arXiv 2210.02984; there it is compared at the end of
+training only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from lie.run import UserError, read_json, write_json
+from torch import Tensor
+
+from liederivative.actions import Generator, Layout
+from liederivative.derivative import evaluation_mode
+from liederivative.metrics import LEE, lee
+
+
+class LEETracker:
+    """A callback that measures the LEE of a network every so many steps of a training loop of your own.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+    >>> tracker = LEETracker(model, torch.rand(4, 1, 8, 8), ["translate_x"], every=10, probabilities=True)
+    >>> for step in range(21):
+    ...     _ = tracker(step)  # after the optimiser's step; measures at 0, 10 and 20
+    >>> [point["step"] for point in tracker.history]
+    [0, 10, 20]
+
+    The training is what it would be without it, bit for bit: parameters, gradients, running statistics, training
+    flags and random numbers are left alone.
+    """
+
+    def __init__(
+        self,
+        model: Callable[[Tensor], Tensor],
+        images: Float[Tensor, "N C H W"],
+        generators: str | Generator | Iterable[str | Generator] = ("translate_x", "translate_y", "rotate"),
+        *,
+        every: int = 100,
+        output: str | Layout | None = None,
+        probabilities: bool = False,
+        batch_size: int = 32,
+    ) -> None:
+        """Remember what to measure.
+
+        Args:
+            model: the network in training.
+            images: on which it is measured each time, best held out from training; on the network's device.
+            generators: as for `liederivative.lee`.
+            every: steps between measurements.
+            output: layout of the output, as for `liederivative.lee`.
+            probabilities: take the softmax first.
+            batch_size: images at once.
+
+        Raises:
+            UserError: for a period below 1. The rest is checked at the first measurement.
+        """
+        if every < 1:
+            raise UserError(f"expected every of at least 1 step, got {every}")
+        self._model, self._images, self._every = model, images, every
+        # Taken once: an iterator would be empty at the second measurement.
+        self._generators = generators if isinstance(generators, str | Generator) else tuple(generators)
+        self._options: dict[str, Any] = {"output": output, "probabilities": probabilities, "batch_size": batch_size}
+        self.history: list[dict[str, Any]] = []
+        """One entry a measurement: ``step``, ``values`` given beside it, ``variance``, and ``generators`` with
+        ``mean_absolute``, ``mean_squared``, ``standard_error_squared`` and ``relative`` of each."""
+
+    def __call__(self, step: int, **values: float) -> LEE | None:
+        """Measure if ``step`` is a multiple of ``every``; keep ``values`` (a loss, an accuracy) beside it.
+
+        A step that was measured before (of a training that was resumed from an earlier checkpoint) is replaced,
+        with all that came after it.
+        """
+        return self.measure(step, **values) if step % self._every == 0 else None
+
+    def measure(self, step: int, **values: float) -> LEE:
+        """Measure at ``step`` whatever the period."""
+        errors = lee(self._model, self._images, self._generators, **self._options)
+        variance = self._variance()
+        self.history = [point for point in self.history if point["step"] < step]
+        self.history.append(
+            {
+                "step": int(step),
+                "values": {name: float(value) for name, value in values.items()},
+                "variance": variance,
+                "generators": {
+                    name: {
+                        "mean_absolute": errors.mean_absolute[name],
+                        "mean_squared": errors.mean_squared[name],
+                        "standard_error_squared": _finite(errors.standard_error_squared[name]),
+                        "relative": errors.mean_squared[name] / variance if variance else None,
+                    }
+                    for name in errors.generators
+                },
+            }
+        )
+        return errors
+
+    def curve(self, generator: str, measure: str = "relative") -> tuple[list[int], list[float]]:
+        """Steps and values of one measure of one generator; points without a value are left out."""
+        points = [(p["step"], p["generators"][generator][measure]) for p in self.history]
+        kept = [(step, value) for step, value in points if value is not None]
+        return [step for step, _ in kept], [value for _, value in kept]
+
+    def save(self, path: str | Path) -> None:
+        """Write the history as JSON, atomically."""
+        write_json(path, {"kind": "lee history", "history": self.history})
+
+    def load(self, path: str | Path) -> None:
+        """Go on with the history in a file of `save`.
+
+        Raises:
+            UserError: if it is none.
+        """
+        stored = read_json(path)
+        if not isinstance(stored, dict) or stored.get("kind") != "lee history":
+            raise UserError(f"{path} is no history of an LEETracker; give a file that its save wrote")
+        self.history = stored["history"]
+
+    def plot(self, path: str | Path, measure: str = "relative") -> None:
+        """Write a figure of all generators over steps; see `liederivative.plots.plot_histories` for several runs."""
+        from liederivative.plots import plot_histories
+
+        plot_histories(path, {"": self.history}, measure)
+
+    def _variance(self) -> float | None:
+        """Var(f) over the images; None for a single image."""
+        if len(self._images) < 2:
+            return None
+        with evaluation_mode(self._model), torch.no_grad():
+            outputs = [self._model(batch) for batch in self._images.split(self._options["batch_size"])]
+            value = torch.cat(outputs).flatten(1) if not self._options["probabilities"] else _softmax(outputs)
+        return float(value.double().var(dim=0).mean())
+
+
+def _softmax(outputs: list[Tensor]) -> Tensor:
+    """Class probabilities (N, classes)."""
+    return torch.cat(outputs).softmax(dim=1).flatten(1)
+
+
+def _finite(value: float) -> float | None:
+    return None if math.isnan(value) else value
