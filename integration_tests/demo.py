@@ -91,7 +91,7 @@ def equivariance_errors(metrics: Mapping[str, Any]) -> Table:
 def training_errors(metrics: Mapping[str, Any]) -> Table:
     """Accuracies and relative errors before and after training, a row for each network."""
     runs = {label: run for values in metrics.values() for label, run in values["runs"].items()}
-    generators = [key.removeprefix("relative_") for key in next(iter(runs.values())) if key.endswith("_first")]
+    generators = [key.removeprefix("per_variance_") for key in next(iter(runs.values())) if key.endswith("_first")]
     names = [name.removesuffix("_first") for name in generators]
     columns = ["network, trained on", "accuracy", "on moved digits", *(f"{name}, before and after" for name in names)]
     rows = [
@@ -99,7 +99,7 @@ def training_errors(metrics: Mapping[str, Any]) -> Table:
             label,
             f"{run['accuracy']:.1%}",
             f"{run['accuracy_moved']:.1%}",
-            *(f"{run[f'relative_{name}_first']:.3g} → {run[f'relative_{name}']:.3g}" for name in names),
+            *(f"{run[f'per_variance_{name}_first']:.3g} → {run[f'per_variance_{name}']:.3g}" for name in names),
         ]
         for label, run in runs.items()
     ]

@@ -283,7 +283,7 @@ def test_the_commands_of_the_demonstration_exist() -> None:
     for section in demo.SECTIONS:
         for job in section.jobs:
             program, argument = job.command.split()[:2]
-            assert (
-                program in {"lieconv", "liederivative", "chnn"} or (program == "python" and (ROOT / argument).is_file())
+            assert program in {"lieconv", "liederivative", "chnn"} or (
+                program == "python" and (ROOT / argument).is_file()
             )
             assert "--out {out}" in job.command

@@ -1,7 +1,7 @@
 """How equivariance moves while a network learns: a CNN and a vision transformer, with and without augmentation.
 
 Trains four small networks on scikit-learn's digits, each measured every few steps by an `LEETracker`, and draws the
-relative local equivariance errors over the steps. Run it with
+local equivariance errors, per variance of the outputs, over the steps. Run it with
 
     python examples/lee_during_training.py --out runs/lee-training
 
@@ -118,16 +118,16 @@ def main() -> None:
                 results[label] = {
                     "accuracy": accuracy,
                     "accuracy_moved": on_moved,
-                    **{f"relative_{g}_first": first[g]["relative"] for g in GENERATORS},
-                    **{f"relative_{g}": last[g]["relative"] for g in GENERATORS},
+                    **{f"per_variance_{g}_first": first[g]["per_variance"] for g in GENERATORS},
+                    **{f"per_variance_{g}": last[g]["per_variance"] for g in GENERATORS},
                     "seconds": round(time.perf_counter() - start, 1),
                 }
                 print(f"{label}: accuracy {accuracy:.1%}, on moved digits {on_moved:.1%}", flush=True)
         plot_histories(out / "lee_over_steps.png", histories)
         versions = provenance("liederivative", "timm", "scikit-learn")
         write_json(out / "metrics.json", {"versions": versions, "seed": 0, "runs": results, "histories": histories})
-        columns = ["relative LEE after training", *GENERATORS]
-        print_table("", columns, [[k, *(v[f"relative_{g}"] for g in GENERATORS)] for k, v in results.items()])
+        columns = ["LEE per variance, trained", *GENERATORS]
+        print_table("", columns, [[k, *(v[f"per_variance_{g}"] for g in GENERATORS)] for k, v in results.items()])
         print(f"results in {out}: lee_over_steps.png, metrics.json")
 
 

@@ -332,3 +332,20 @@ def test_a_resumed_sweep_tries_failures_again_only_if_asked(swept, tmp_path):
     assert again["status"] == "ok"
     assert again["result"]["generators"] == record["result"]["generators"]
     assert (out / "models" / "test_resnet.json").read_bytes() == kept
+
+
+def test_layers_of_a_model_stand_in_its_record(tmp_path):
+    from liederivative import lie_derivative
+    from liederivative.report import depth_curves, layer_type_shares
+
+    record = measure_task(task("test_vit", layers=("rotate",), dtype="float64"))
+    rows = record["layers"]["rotate"]
+    model = load_model("test_vit", seed=0, image_size=64)
+    images = model.images([photo.image for photo in sample_photographs()[:1]]).double()
+    L = lie_derivative(model.module.double(), images, "rotate", probabilities=True)
+    assert sum(row["share"] for row in rows) == pytest.approx(1, abs=1e-10)  # exact terms, float64
+    # The mean square of all terms together is at least that of the total over their number (Cauchy and Schwarz).
+    assert sum(row["squared"] for row in rows) >= float(L.square().mean()) / len(rows)
+    assert {row["type"] for row in rows} >= {"Conv2d"}
+    assert sum(layer_type_shares([record], "rotate")["test_vit"].values()) == pytest.approx(1)
+    assert depth_curves([record], "rotate")["test_vit"][-1] == pytest.approx((1.0, 1.0))

@@ -202,7 +202,7 @@ def test_the_history_is_what_lee_finds():
         numbers = point["generators"][name]
         assert numbers["mean_squared"] == errors.mean_squared[name]
         assert numbers["mean_absolute"] == errors.mean_absolute[name]
-        assert numbers["relative"] == pytest.approx(errors.mean_squared[name] / variance, rel=1e-5)
+        assert numbers["per_variance"] == pytest.approx(errors.mean_squared[name] / variance, rel=1e-5)
     assert tracker.history[0]["values"] == {"loss": losses[0]}
     assert tracker.curve("rotate", "mean_squared") == (
         [0, 7], [p["generators"]["rotate"]["mean_squared"] for p in tracker.history]
@@ -233,13 +233,13 @@ def test_a_single_image_or_a_constant_net_has_no_relative_error(tmp_path):
     tracker = LEETracker(small_net(), watched()[:1], "rotate")
     tracker(0)
     numbers = tracker.history[0]["generators"]["rotate"]
-    assert numbers["relative"] is None
+    assert numbers["per_variance"] is None
     assert numbers["standard_error_squared"] is None
     tracker.save(tmp_path / "lee.json")
     blank = LEETracker(lambda x: x.new_ones(len(x), 2), watched(), "rotate")
     blank(0)
     assert blank.history[0]["generators"]["rotate"] == {
-        "mean_absolute": 0.0, "mean_squared": 0.0, "standard_error_squared": 0.0, "relative": None,
+        "mean_absolute": 0.0, "mean_squared": 0.0, "standard_error_squared": 0.0, "per_variance": None,
     }  # fmt: skip
     assert blank.curve("rotate") == ([], [])
 
@@ -253,8 +253,8 @@ def test_errors_of_the_tracker(tmp_path):
     with pytest.raises(UserError, match="call the tracker in the training loop"):
         tracker.plot(tmp_path / "x.png")
     tracker(0)
-    with pytest.raises(UserError, match="did you mean 'relative'"):
-        tracker.plot(tmp_path / "x.png", "relativ")
+    with pytest.raises(UserError, match="did you mean 'per_variance'"):
+        tracker.plot(tmp_path / "x.png", "per_varianc")
 
 
 def test_the_example_in_the_docstring():

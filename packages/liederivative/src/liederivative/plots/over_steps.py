@@ -9,21 +9,21 @@ from typing import Any
 from lie.run import UserError, atomic_path, unknown_name
 
 _LABELS = {
-    "relative": "relative LEE: mean |L f|² / variance of f",
+    "per_variance": "LEE / variance of f over images",
     "mean_squared": "LEE: mean |L f|²",
     "mean_absolute": "mean |L f|",
 }
 
 
 def plot_histories(
-    path: str | Path, histories: Mapping[str, Sequence[Mapping[str, Any]]], measure: str = "relative"
+    path: str | Path, histories: Mapping[str, Sequence[Mapping[str, Any]]], measure: str = "per_variance"
 ) -> None:
     """Write a figure of the errors over steps.
 
     Args:
         path: of the PNG.
         histories: label of each training to the ``history`` of its `liederivative.training.LEETracker`.
-        measure: "relative", "mean_squared" or "mean_absolute".
+        measure: "per_variance", "mean_squared" or "mean_absolute".
 
     Raises:
         UserError: for an unknown measure, or histories without a measurement.

@@ -62,7 +62,7 @@ def measure_task(task: Task) -> dict[str, Any]:
         "versions": provenance(*DISTRIBUTIONS),
     }
     try:
-        record["result"] = _measure(task)
+        record |= _measure(task)
     except Exception as error:  # models of all kinds fail in all ways; each is one row of the result
         record |= failure(error)
     return record | {
@@ -88,6 +88,7 @@ def _measure(task: Task) -> dict[str, Any]:
 
     from liederivative.actions import resolve_generators
     from liederivative.measurement import measure_model
+    from liederivative.metrics import PrecisionWarning
     from liederivative.zoo import load_model
 
     if task.threads is not None:
@@ -101,7 +102,8 @@ def _measure(task: Task) -> dict[str, Any]:
         warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
         warnings.filterwarnings("ignore", message="There is a performance drop")
         model = load_model(task.name, seed=task.seed, pretrained=task.pretrained, image_size=task.image_size)
-        return measure_model(
+        warnings.filterwarnings("ignore", category=PrecisionWarning)  # the number is in the record
+        result = measure_model(
             model,
             photographs,
             resolve_generators(task.generators),
@@ -111,6 +113,40 @@ def _measure(task: Task) -> dict[str, Any]:
             device=task.device,
             dtype=dtype,
         )
+        images = model.images([photograph.image for photograph in photographs]).to(task.device, dtype)
+        layers = {name: layer_table(model.module, images, name, not task.logits) for name in task.layers}
+    return {"result": result, **({"layers": layers} if layers else {})}
+
+
+def layer_table(model: Any, images: Any, generator: str, probabilities: bool) -> list[dict[str, Any]]:
+    """One row a layer or operation, in order of the run: name, type, signed share of the total, mean square.
+
+    The decomposition is done image by image; the share is ``sum <term, total> / sum <total, total>`` over images, so
+    that the rows' shares sum to 1, up to the layers whose place could not be followed.
+    """
+    from liederivative.layerwise import decompose
+
+    inner: dict[str, float] = {}
+    square: dict[str, float] = {}
+    kinds: dict[str, str] = {}
+    total = 0.0
+    for image in images.split(1):
+        found = decompose(model, image, generator, output="invariant", probabilities=probabilities)
+        total += float(found.total.double().square().sum())
+        kinds |= found.kinds
+        for name, term in found.all_terms().items():
+            inner[name] = inner.get(name, 0.0) + float((term.double() * found.total.double()).sum())
+            square[name] = square.get(name, 0.0) + float(term.double().square().mean()) / len(images)
+    return [
+        {
+            "name": name,
+            "type": kinds[name],
+            "share": inner[name] / total if total else 0.0,
+            "squared": square[name],
+        }
+        for name in kinds
+        if name in inner
+    ]
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,13 +1,8 @@
 r"""The local equivariance error over the steps of a training.
 
-Beside the LEE itself stands the **relative** LEE,
-
-.. math:: \frac{\mathrm{LEE}_X}{\mathrm{Var}(f)}, \qquad
-          \mathrm{Var}(f) = \frac{1}{\dim f} \sum_i \mathrm{Var}_{x \in D}\, f_i(x),
-
-the error in units of how much the outputs differ between images. A network before training answers nearly the
-same to every image, and its LEE is small for that reason alone; the relative LEE is not fooled by it, and is
-the one to compare over steps.
+A network before training answers nearly the same to every image, and its LEE is small for that reason alone. So
+``per_variance`` stands beside it, the error in units of how much the outputs differ between images; that is the one
+to compare over steps.
 
 Source of the LEE: Gruver et al. 2022 (Lie derivative), arXiv 2210.02984; there it is compared at the end of
 training only.
@@ -20,19 +15,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from lie.run import UserError, read_json, write_json
 from torch import Tensor
 
-from liederivative.actions import Generator, Layout
-from liederivative.derivative import evaluation_mode
+from liederivative.actions import GeneratorLike, Layout
 from liederivative.metrics import LEE, lee
 
 
 class LEETracker:
     """A callback that measures the LEE of a network every so many steps of a training loop of your own.
 
+    >>> import torch
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
     >>> tracker = LEETracker(model, torch.rand(4, 1, 8, 8), ["translate_x"], every=10, probabilities=True)
     >>> for step in range(21):
@@ -48,7 +42,7 @@ class LEETracker:
         self,
         model: Callable[[Tensor], Tensor],
         images: Float[Tensor, "N C H W"],
-        generators: str | Generator | Iterable[str | Generator] = ("translate_x", "translate_y", "rotate"),
+        generators: str | GeneratorLike | Iterable[str | GeneratorLike] = ("translate_x", "translate_y", "rotate"),
         *,
         every: int = 100,
         output: str | Layout | None = None,
@@ -73,11 +67,13 @@ class LEETracker:
             raise UserError(f"expected every of at least 1 step, got {every}")
         self._model, self._images, self._every = model, images, every
         # Taken once: an iterator would be empty at the second measurement.
-        self._generators = generators if isinstance(generators, str | Generator) else tuple(generators)
+        self._generators = (
+            generators if isinstance(generators, str) or not isinstance(generators, Iterable) else tuple(generators)
+        )
         self._options: dict[str, Any] = {"output": output, "probabilities": probabilities, "batch_size": batch_size}
         self.history: list[dict[str, Any]] = []
         """One entry a measurement: ``step``, ``values`` given beside it, ``variance``, and ``generators`` with
-        ``mean_absolute``, ``mean_squared``, ``standard_error_squared`` and ``relative`` of each."""
+        ``mean_absolute``, ``mean_squared``, ``standard_error_squared`` and ``per_variance`` of each."""
 
     def __call__(self, step: int, **values: float) -> LEE | None:
         """Measure if ``step`` is a multiple of ``every``; keep ``values`` (a loss, an accuracy) beside it.
@@ -90,19 +86,18 @@ class LEETracker:
     def measure(self, step: int, **values: float) -> LEE:
         """Measure at ``step`` whatever the period."""
         errors = lee(self._model, self._images, self._generators, **self._options)
-        variance = self._variance()
         self.history = [point for point in self.history if point["step"] < step]
         self.history.append(
             {
                 "step": int(step),
                 "values": {name: float(value) for name, value in values.items()},
-                "variance": variance,
+                "variance": _finite(errors.variance),
                 "generators": {
                     name: {
                         "mean_absolute": errors.mean_absolute[name],
                         "mean_squared": errors.mean_squared[name],
                         "standard_error_squared": _finite(errors.standard_error_squared[name]),
-                        "relative": errors.mean_squared[name] / variance if variance else None,
+                        "per_variance": _finite(errors.per_variance[name]) if errors.variance else None,
                     }
                     for name in errors.generators
                 },
@@ -110,7 +105,7 @@ class LEETracker:
         )
         return errors
 
-    def curve(self, generator: str, measure: str = "relative") -> tuple[list[int], list[float]]:
+    def curve(self, generator: str, measure: str = "per_variance") -> tuple[list[int], list[float]]:
         """Steps and values of one measure of one generator; points without a value are left out."""
         points = [(p["step"], p["generators"][generator][measure]) for p in self.history]
         kept = [(step, value) for step, value in points if value is not None]
@@ -131,25 +126,11 @@ class LEETracker:
             raise UserError(f"{path} is no history of an LEETracker; give a file that its save wrote")
         self.history = stored["history"]
 
-    def plot(self, path: str | Path, measure: str = "relative") -> None:
+    def plot(self, path: str | Path, measure: str = "per_variance") -> None:
         """Write a figure of all generators over steps; see `liederivative.plots.plot_histories` for several runs."""
         from liederivative.plots import plot_histories
 
         plot_histories(path, {"": self.history}, measure)
-
-    def _variance(self) -> float | None:
-        """Var(f) over the images; None for a single image."""
-        if len(self._images) < 2:
-            return None
-        with evaluation_mode(self._model), torch.no_grad():
-            outputs = [self._model(batch) for batch in self._images.split(self._options["batch_size"])]
-            value = torch.cat(outputs).flatten(1) if not self._options["probabilities"] else _softmax(outputs)
-        return float(value.double().var(dim=0).mean())
-
-
-def _softmax(outputs: list[Tensor]) -> Tensor:
-    """Class probabilities (N, classes)."""
-    return torch.cat(outputs).softmax(dim=1).flatten(1)
 
 
 def _finite(value: float) -> float | None:
