@@ -294,6 +294,36 @@ def test_errors_of_eq():
         eq_t(lambda x: x, x, margin=0.5)
 
 
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda model, x: eq_t(model, x, value_range=1.0),
+        lambda model, x: eq_r(model, x, value_range=1.0),
+        lambda model, x: shift_consistency(model, x, max_shift=2),
+        lambda model, x: sample_invariance(model, x, "rotate"),
+    ],
+)
+def test_bad_input_of_every_metric(measure):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(72, 4))
+    x = noise(2, 1, 8, 8, dtype=torch.float32)
+    measure(model, x)
+    for bad, message in [
+        (x.to(torch.int32), "floating-point images, got torch.int32"),
+        (x[:0], "batch of zero"),
+        (x[0], "expected images"),
+        (x.double(), "model's dtype"),
+        (torch.full_like(x, math.nan), "expected finite images"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            measure(model, bad)
+    with torch.no_grad():
+        model[0].bias[0] = math.inf
+    with pytest.raises(UserError, match="come from the layer '0'"):
+        measure(model, x)
+    assert not model[0]._forward_hooks
+
+
 # --- consistency ---
 
 

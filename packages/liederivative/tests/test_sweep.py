@@ -285,6 +285,35 @@ def test_bad_arguments_leave_nothing_behind(arguments, message, tmp_path, capfd)
     assert not out.exists()
 
 
+def test_bad_images_and_an_unwritable_folder(tmp_path, capfd):
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    assert main(["sweep", "test_vit", "--images", str(folder), "--out", str(out)]) == 2
+    assert "no image in the folder" in capfd.readouterr().err
+    (folder / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    assert main(["sweep", "test_vit", "--images", str(folder), "--out", str(out)]) == 2
+    assert "cut.png, which cannot be read" in capfd.readouterr().err
+    assert not out.exists()
+    (tmp_path / "file").write_text("in the way")
+    for arguments in (["sweep", "test_vit"], ["report", str(tmp_path / "file")]):
+        assert main([*arguments, "--out", str(tmp_path / "file" / "run")]) == 2
+        assert capfd.readouterr().err.count("error:") == 1
+
+
+def test_outputs_that_are_not_finite_name_the_layer(monkeypatch):
+    real = timm.create_model
+
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        model = real(*args, **kwargs)
+        model.fc.weight.data.fill_(1e38)
+        return model
+
+    monkeypatch.setattr(timm, "create_model", broken)
+    record = measure_task(task("test_resnet"))
+    assert record["status"] == "failed"
+    assert "come from the layer 'fc'" in record["error"]["message"]
+
+
 def test_a_cluster_that_does_not_answer(tmp_path, capfd, monkeypatch):
     distributed = pytest.importorskip("distributed", reason="needs liederivative[dask]")
     real = distributed.Client

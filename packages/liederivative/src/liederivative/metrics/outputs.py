@@ -7,11 +7,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from lie.run import UserError, check_finite
+from lie.run import UserError
 from torch import Tensor
 
 from liederivative.actions import NCHW, NHWC, Invariant, Layout, Tokens, resolve_layout
 from liederivative.derivative import check_images, evaluation_mode
+from liederivative.derivative.lie_derivative import check_outputs
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,7 @@ class Evaluator:
                 f"images in front, got {got}; wrap it in a function that selects one"
             )
         layout = resolve_layout(self._output, value)
-        check_finite(
-            "outputs of the model", value, remedy="check its weights, and that the images are normalised for it"
-        )
+        check_outputs(self._model, value, value, lambda: self._model(x))
         return (value.softmax(dim=layout.channel_dim) if self._probabilities else value), layout
 
     def parts(self, x: Tensor) -> Parts:
