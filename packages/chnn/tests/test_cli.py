@@ -27,14 +27,30 @@ def fails(capsys, *argv) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("system", [["chain-pendulum", "--links", "3"], ["coupled-pendulum", "--bobs", "2"]])
+@pytest.mark.parametrize(
+    "system",
+    [
+        ["chain-pendulum", "--links", "3"],
+        ["coupled-pendulum", "--bobs", "2"],
+        ["magnet-pendulum", "--set", "magnets=3", "published_sign=true"],
+        ["gyroscope"],
+        ["rotor"],
+        ["cart-pole"],
+        ["satellite"],
+        ["four-bar", "--set", "crank=0.3"],
+        ["bead", "--set", "surface=torus"],
+        ["rope", "--links", "6"],
+    ],
+    ids=lambda system: system[0],
+)
 def test_simulate(tmp_path, system, capsys):
     out = tmp_path / "deep" / "run"
     assert main(["simulate", *system, "--trajectories", "2", "--horizon", "0.3", "--out", str(out)]) == 0
     assert "relative energy drift" in capsys.readouterr().out
     result = metrics(out)
     assert result["energy_drift_max"] < 1e-9 and result["position_violation_max"] < 1e-14
-    assert result["seed"] == 0 and "torch" in result["versions"] and result["parameters"]["gravity"] == 9.81
+    assert result["seed"] == 0 and "torch" in result["versions"] and result["system"] == system[0]
+    assert result["parameters"].get("gravity", 9.81) == 9.81
     with np.load(out / "trajectories.npz", allow_pickle=False) as file:
         assert file["z"].shape[:3] == (2, len(file["t"]), 2) and file["z"].dtype == np.float64
     assert Image.open(out / "animation.gif").n_frames > 3
@@ -90,6 +106,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
         (["train", "chain-pendulum", "--model", "hmm", "--out", out], "did you mean"),
         (["simulate", "chain-pendulum", "--links", "0", "--out", out], "at least one link"),
         (["simulate", "chain-pendulum", "--bobs", "3", "--out", out], "no parameter --bobs; it has --links"),
+        (["simulate", "bead", "--set", "surface=tours", "--out", out], "did you mean 'torus'"),
+        (["simulate", "bead", "--set", "mass", "--out", out], "NAME=VALUE"),
+        (["simulate", "bead", "--set", "mass=heavy", "--out", out], "bead cannot be made of"),
+        (["simulate", "four-bar", "--set", "crank=9", "--out", out], "impossible constraints"),
         (["simulate", "chain-pendulum", "--masses", "1", "-2", "--out", out], "got -2 for body 1"),
         (["simulate", "chain-pendulum", "--dt", "-1", "--out", out], "--dt"),
         (["simulate", "chain-pendulum", "--rtol", "0", "--out", out], "between 0 and 1"),

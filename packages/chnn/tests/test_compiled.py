@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import os
+import pickle
 import subprocess
 import sys
 
@@ -99,6 +101,14 @@ def test_zeros_of_constraints_leave_no_operations():
         system = ChainPendulum(links)
         counts.append(len(programs_of(system)[0].operations))
     assert counts[2] - counts[1] == pytest.approx(2 * (counts[1] - counts[0]), rel=0.1)
+
+
+def test_a_simulated_system_can_be_copied_and_sent():
+    system = ChainPendulum(2)
+    z0, t = system.sample(1, generator=generator()), torch.tensor([0.0, 0.1], dtype=torch.float64)
+    z = system.simulate(z0, t, backend="numba")
+    assert torch.equal(copy.deepcopy(system).simulate(z0, t, backend="numba"), z)
+    assert pickle.dumps(system)  # as for a process beside this one
 
 
 def test_potentials_and_surfaces_of_ones_own_are_compiled_and_others_are_told():

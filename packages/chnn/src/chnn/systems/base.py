@@ -62,6 +62,10 @@ class System:
         self.dt = type(self).dt if dt is None else dt
         self.horizon = type(self).horizon if horizon is None else horizon
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is made on demand: machine code cannot be copied or sent to another process."""
+        return {**self.__dict__, "_cache": {}, "_kernel": None}
+
     # --- what a concrete system may say about itself ---
 
     def sample(self, num: int, *, generator: torch.Generator | None = None) -> Float[Tensor, "num 2 n d"]:
