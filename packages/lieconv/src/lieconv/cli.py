@@ -32,7 +32,7 @@ class Train:
     data: str = "digits"
     """Data set: digits, or a file FILE.npz with coords (S, N, d), values (S, N, C), labels (S,), mask (S, N)."""
     group: str = "se2"
-    """Group of the network: trivial, t2, so2, se2, rxso2, rxsq, sim2 in the plane; trivial, t3, so3, se3, sim3 in space."""
+    """Group: trivial, t2, so2, se2, rxso2, rxsq, sim2 in the plane; trivial, t3, so3, se3, sim3 in space."""
     out: Path | None = None
     """Folder for the run."""
     resume: Path | None = None
