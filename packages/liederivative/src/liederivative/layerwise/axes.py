@@ -217,13 +217,17 @@ def _of_atoms(value: Tensor, axes: Axes, coefficients: Tensor, domain: Domain) -
     for copy in sorted({atom.line.copy for atom in atoms if atom.line is not None}):
         order, lines, shape = [], [], []
         for kind in range(len(domain.size)):
-            mine = [i for i, a in enumerate(atoms) if a.line is not None and a.line.copy == copy and a.line.kind == kind]
+            mine = [
+                i for i, a in enumerate(atoms) if a.line is not None and a.line.copy == copy and a.line.kind == kind
+            ]
             mine.sort(key=lambda i: -atoms[i].stride)
             line = atoms[mine[0]].line if mine else None
             # A line of which entries are missing is like one that is gone: what is left moves along the others.
-            if line is None or math.prod(atoms[i].size for i in mine) != line.axis.size or len(
-                {atoms[i].line for i in mine}
-            ) != 1:
+            if (
+                line is None
+                or math.prod(atoms[i].size for i in mine) != line.axis.size
+                or len({atoms[i].line for i in mine}) != 1
+            ):
                 lines.append(None)
                 continue
             order += mine

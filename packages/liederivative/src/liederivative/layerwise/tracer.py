@@ -1,10 +1,10 @@
-"""A model's run in which every layer's own Lie derivative is split off and pushed on to the output.
+r"""A model's run in which every layer's own Lie derivative is split off and pushed on to the output.
 
 Row 0 of the tangents is the input's motion, pushed through everything: at the end, the whole derivative. Row 1 is the
 ideal motion: after each layer what was pushed is replaced by how the layer's output should move, and the difference,
 the layer's local Lie derivative, becomes a row of its own. So
 
-.. math:: Df(x)[\\rho_1 x] - \\rho_2 f(x) = \\sum_i Df_{>i} \\big[ Df_i [\\rho\\, h_{i-1}] - \\rho f_i(h_{i-1}) \\big],
+.. math:: Df(x)[\rho_1 x] - \rho_2 f(x) = \sum_i Df_{>i} \big[ Df_i [\rho\, h_{i-1}] - \rho f_i(h_{i-1}) \big],
 
 a telescoping sum: exact whatever motion is declared ideal in between, as long as it is the same for what leaves a layer
 and what enters the next (Gruver et al. 2022, arXiv 2210.02984, section on layers).
@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from liederivative.actions import NCHW, NHWC, Axis, Domain, Invariant, Layout, Tokens, resolve_layout
 from liederivative.derivative.dual import Dual, DualMode
-from liederivative.layerwise.axes import Atom, Axes, Line, Union, plain, plain_axes, velocity
+from liederivative.layerwise.axes import Atom, Axes, Factors, Line, Union, plain, plain_axes, velocity
 from liederivative.layerwise.tracking import track
 
 TOTAL, IDEAL = 0, 1
@@ -58,8 +59,7 @@ class Tracer(DualMode):
         dual = self.dual(x, torch.cat([motion, motion]), (TOTAL, IDEAL))
         n = len(self.domain.size)
         lines = [
-            (Atom(size, Line(kind, Axis.over(size, self.domain.size[kind]))),)
-            for kind, size in enumerate(x.shape[-n:])
+            (Atom(size, Line(kind, Axis.over(size, self.domain.size[kind]))),) for kind, size in enumerate(x.shape[-n:])
         ]
         dual.layout_axes = (*plain_axes(x.shape[:-n]), *lines)
         dual.clean = True
@@ -73,7 +73,7 @@ class Tracer(DualMode):
         handles = []
         if isinstance(model, nn.Module):
             for name, part in model.named_modules():
-                leaf = next(part.children(), None) is None
+                leaf = bool(name) and next(part.children(), None) is None
                 handles.append(part.register_forward_pre_hook(self._entering(name, leaf)))
                 handles.append(part.register_forward_hook(self._leaving(name, leaf)))
         try:
@@ -98,7 +98,8 @@ class Tracer(DualMode):
             if any(inside for _, inside in self._stack):
                 return None  # a module called by a leaf belongs to that leaf
             label = self._numbered(name)
-            return self._split(out, label, type(module).__name__, declared, name)
+            with _disable_current_modes():  # what follows is arithmetic on plain tensors
+                return self._split(out, label, type(module).__name__, declared, name)
 
         return hook
 
@@ -259,7 +260,7 @@ def _pointer(buffer: Tensor | None) -> int:
 def declared_axes(layout: Layout, value: Tensor, domain: Domain) -> Axes | None:
     """Where a tensor of a declared layout lies; None for a layout that this cannot say of."""
 
-    def line(size: int, kind: int) -> tuple[Atom, ...]:
+    def line(size: int, kind: int) -> Factors:
         return (Atom(size, Line(kind, Axis.over(size, domain.size[kind]))),) if size > 1 else plain(size)
 
     if isinstance(layout, Invariant):

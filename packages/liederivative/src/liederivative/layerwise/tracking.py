@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from liederivative.actions import Axis, Domain
+from liederivative.derivative.rules.pointwise import UNARY
 from liederivative.layerwise.axes import (
     Atom,
     Axes,
@@ -43,6 +44,29 @@ CHANNEL_NORMS = (
     "_batch_norm_no_update",
     "miopen_batch_norm",
 )
+POINTWISE = frozenset(
+    {
+        *UNARY,
+        *(
+            "relu",
+            "add",
+            "sub",
+            "rsub",
+            "mul",
+            "div",
+            "neg",
+            "maximum",
+            "minimum",
+            "addcmul",
+            "addcdiv",
+            "lerp",
+            "atan2",
+        ),
+        *("_prelu_kernel", "where", "masked_fill", "_softmax", "_log_softmax", "log_sigmoid_forward", "logaddexp"),
+        *("native_layer_norm", "native_group_norm", "_fused_rms_norm", "hypot", "copy", "floor", "round", "ceil"),
+    }
+)
+"""Operations after which every entry lies where it did. (A softmax, a norm: not pointwise, but in place.)"""
 ATTENTION = (
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",
@@ -63,6 +87,8 @@ def axes_of(raw: Any) -> Axes | None:
 def track(name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any, index: int | None, domain: Domain) -> Any:
     """The axes of (the index-th part of) ``out``, and whether the operation commutes with the motion."""
     value = out if index is None else out[index]
+    if not _any_in_plane((*args, *kwargs.values())):  # nothing moves ideally, and nothing that is made of it
+        return plain_axes(value.shape), True
     first = args[0] if args else None
     if isinstance(first, list | tuple):
         return _joined(name, first, args, kwargs, value)
@@ -89,7 +115,32 @@ def track(name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any, inde
         return (None if axes is None else _reduced(axes, args, kwargs, name, value)), False
     if name in CHANNEL_NORMS:
         return axes, axes is not None and not lies_in_plane(axes[1])
-    return _pointwise(name, args, value)
+    if name in ("pixel_shuffle", "pixel_unshuffle"):
+        found = None if axes is None else _resampled(axes, value, 2, domain)
+        return (None if found is None else (*found[:-3], plain(value.shape[-3]), *found[-2:])), False
+    if name == "repeat":
+        return (None if axes is None else _repeated(axes, args[1])), False
+    return _pointwise(name, args, value) if name in POINTWISE else (None, False)
+
+
+def _any_in_plane(raws: Sequence[Any]) -> bool:
+    """Whether a moving argument lies in the plane, or may."""
+    for raw in raws:
+        if isinstance(raw, list | tuple):
+            if _any_in_plane(raw):
+                return True
+        elif getattr(raw, "moves", False):
+            axes = getattr(raw, "layout_axes", None)
+            if axes is None or any(lies_in_plane(factors) for factors in axes):
+                return True
+    return False
+
+
+def _repeated(axes: Axes, repeats: Sequence[int]) -> Axes | None:
+    wide = (*[plain(1)] * (len(repeats) - len(axes)), *axes)
+    if any(n > 1 and lies_in_plane(factors) for n, factors in zip(repeats, wide, strict=True)):
+        return None
+    return tuple(f if n == 1 else plain(n * length(f)) for n, f in zip(repeats, wide, strict=True))
 
 
 def _moves_only(
@@ -104,7 +155,7 @@ def _moves_only(
         at = at + length(factors) if at < 0 else at
         part = _sliced(factors, at, at + 1, 1)
         return part is not None and not lies_in_plane(part)
-    if name in ("slice", "split", "split_with_sizes"):
+    if name == "slice" or "split" in name:
         return {line for f in found for line in lines_of(f)} <= {line for f in axes for line in lines_of(f)}
     return True
 
@@ -157,9 +208,7 @@ def _pointwise(name: str, args: Sequence[Any], value: Tensor) -> tuple[Axes | No
     same = all(axes is not None and raw.shape == value.shape and axes == found for raw, axes in moving)
     if name in ("add", "sub", "rsub"):
         still = [raw for raw in args[:2] if not getattr(raw, "moves", False)]
-        constant = any(
-            _spans_plane(raw, found) if isinstance(raw, Tensor) else False for raw in still
-        )
+        constant = any(_spans_plane(raw, found) if isinstance(raw, Tensor) else False for raw in still)
         return found, same and not constant
     if name in ("mul", "div") and len(moving) == 1 and getattr(args[0], "moves", False):
         return found, same and not _spans_plane(args[1], found)
@@ -431,6 +480,8 @@ _MOVEMENTS = {
     "slice": _slice,
     "split": _split,
     "split_with_sizes": _split,
+    "unsafe_split": _split,
+    "unsafe_split_with_sizes": _split,
     "roll": _roll,
     "flip": _flip,
     "index_select": _index_select,

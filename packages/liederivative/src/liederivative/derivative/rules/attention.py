@@ -38,7 +38,7 @@ def _attention(call: Call) -> Any:
     scale = call.kwargs.get("scale")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     moving = (call.t(0), call.t(1), call.t(2), along_bias)
-    tangents = call.empty(out.shape).zero_()
+    tangents = call.empty(out.shape)
     attention_tangents(tangents, q, k, v, out, moving, bias, bool(causal), scale)
     return tangents, *[None] * (len(call.out) - 1)
 
@@ -54,7 +54,7 @@ def attention_tangents(
     causal: bool,
     scale: float,
 ) -> None:
-    """Add to ``total`` the tangents (T, ..., L, E) of attention ``out`` (..., L, E) from those of queries, keys, values and bias.
+    """Write into ``total`` the tangents (T, ..., L, E) of attention ``out`` (..., L, E) from those of queries, keys, values and bias.
 
     Fewer heads of keys and values than of queries are repeated, as torch's ``enable_gqa`` does.
     """
@@ -82,25 +82,37 @@ def attention_tangents(
         logits = logits.masked_fill_(torch.ones(L, S, dtype=torch.bool, device=q.device).triu(1), -math.inf)
     P = logits.softmax(-1)  # noqa: N806
     wide = torch.cat([v_, torch.ones_like(v_[..., :1])], -1)  # its last column gives the row sums
-    o = flat(out)
+    o, keys = flat(out), flat(k) * scale
+    # A few tangents at once, as long as their attention maps stay in the cache.
+    chunk = max(1, min(len(total), CACHED // max(1, P.numel())))
+    q_, keys, wide, P, o = (x.repeat(chunk, 1, 1) for x in (q_, keys, wide, P, o))  # noqa: N806
     M = torch.empty_like(P)  # noqa: N806
-    for t in range(len(total)):
-        moved = flat(total[t])
+    for start in range(0, len(total), chunk):
+        here = slice(start, start + chunk)
+        moved = flat(total[here])
+        n = len(moved)
+        m, p = M[:n], P[:n]
         if dq is not None or dk is not None or db is not None:
             if dq is not None:
-                torch.bmm(flat(dq[t]) * scale, k_.mT, out=M)
+                torch.bmm(flat(dq[here]), keys[:n].mT, out=m)
                 if dk is not None:
-                    M.baddbmm_(q_, flat(dk[t]).mT)
+                    m.baddbmm_(q_[:n], flat(dk[here]).mT)
             elif dk is not None:
-                torch.bmm(q_, flat(dk[t]).mT, out=M)
+                torch.bmm(q_[:n], flat(dk[here]).mT, out=m)
             else:
-                M.zero_()
+                m.zero_()
             if db is not None:
-                M.add_(flat(db[t].expand(shape)))
-            both = torch.bmm(M.mul_(P), wide)
-            torch.addcmul(both[..., :-1], both[..., -1:], o, value=-1, out=moved)
+                m.add_(flat(db[here].expand(-1, *shape)))
+            both = torch.bmm(m.mul_(p), wide[:n])
+            torch.addcmul(both[..., :-1], both[..., -1:], o[:n], value=-1, out=moved)
+        else:
+            moved.zero_()
         if dv is not None:
-            moved.baddbmm_(P, flat(dv[t]))
+            moved.baddbmm_(p, flat(dv[here]))
+
+
+CACHED = 500_000
+"""Entries of attention maps that are worked on at once: two megabytes in single precision, about a core's cache."""
 
 
 RULES = dict.fromkeys(

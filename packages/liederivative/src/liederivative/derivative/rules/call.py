@@ -39,8 +39,8 @@ class Call:
     def empty(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
         """Fresh memory for the tangents of an output of ``shape``."""
         like = self.out if isinstance(self.out, Tensor) else self.out[0]
-        self.buffer = like.new_empty((self.count + self.spare, *shape), dtype=dtype or like.dtype)
-        return self.buffer[: self.count]
+        self.buffer = buffer = like.new_empty((self.count + self.spare, *shape), dtype=dtype or like.dtype)
+        return buffer[: self.count]
 
     def get(self, index: int, default: Any = None, name: str = "") -> Any:
         """The argument at ``index``, or of ``name``, as a plain value."""

@@ -77,6 +77,9 @@ def _log_sigmoid(call: Call) -> Any:
 
 def _add(call: Call, sign: float = 1.0) -> Any:
     alpha = call.kwargs.get("alpha", 1) * sign
+    joined = _add_rows(call, alpha)
+    if joined is not None:
+        return joined
     a, b = call.t(0), call.t(1)
     shape = (call.count, *call.out.shape)
     if a is not None:
@@ -86,6 +89,21 @@ def _add(call: Call, sign: float = 1.0) -> Any:
     if a is None:
         return None if b is None else (b if alpha == 1 else alpha * b).expand(shape)
     return a.expand(shape) if b is None else torch.add(a, b, alpha=alpha).expand(shape)
+
+
+def _add_rows(call: Call, alpha: float) -> Tensor | None:
+    """Where one side has all rows and the other the first of them, as at the end of a residual branch."""
+    x, y = call.dual(0), call.dual(1)
+    if x is None or y is None or x.rows == y.rows or x.shape != y.shape or x.dtype != y.dtype:
+        return None
+    few, many, weight = (x, y, alpha) if len(x.rows) < len(y.rows) else (y, x, 1)
+    count = len(few.rows)
+    if many.rows != call.rows or many.rows[:count] != few.rows:
+        return None
+    out = call.empty(call.out.shape)
+    torch.add(x.tangents[:count], y.tangents[:count], alpha=alpha, out=out[:count])
+    torch.mul(many.tangents[count:], weight, out=out[count:])
+    return out
 
 
 def _sub(call: Call) -> Any:
