@@ -63,8 +63,8 @@ class System:
         self.horizon = type(self).horizon if horizon is None else horizon
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is made on demand: machine code cannot be copied or sent to another process."""
-        return {**self.__dict__, "_cache": {}, "_kernel": None}
+        """Without what is made on demand."""
+        return {**self.__dict__, "_cache": {}}
 
     # --- what a concrete system may say about itself ---
 
