@@ -54,7 +54,9 @@ def attention_tangents(
     causal: bool,
     scale: float,
 ) -> None:
-    """Write into ``total`` the tangents (T, ..., L, E) of attention ``out`` (..., L, E) from those of queries, keys, values and bias.
+    """Write into ``total`` the tangents (T, ..., L, E) of attention ``out`` (..., L, E).
+
+    ``moving`` are the tangents of queries, keys, values and bias.
 
     Fewer heads of keys and values than of queries are repeated, as torch's ``enable_gqa`` does.
     """
