@@ -55,9 +55,12 @@ class Decomposition:
 
     @property
     def closure(self) -> float:
-        """``|sum of terms + remainder - total| / |total|``: rounding only."""
+        """``|sum of terms + remainder - total|`` over the largest of the total and the terms: rounding only.
+
+        Where terms cancel to a total far smaller than they, rounding is relative to them.
+        """
         sum_ = sum(self.terms.values(), self.remainder)
-        norm = float(self.total.norm())
+        norm = max([float(self.total.norm()), *self.norms().values()])
         gap = float((sum_ - self.total).norm())
         return gap / norm if norm else gap
 

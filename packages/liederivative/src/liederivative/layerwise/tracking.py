@@ -62,7 +62,16 @@ POINTWISE = frozenset(
             "lerp",
             "atan2",
         ),
-        *("_prelu_kernel", "where", "masked_fill", "_softmax", "_log_softmax", "log_sigmoid_forward", "logaddexp"),
+        *(
+            "_prelu_kernel",
+            "where",
+            "masked_fill",
+            "_softmax",
+            "_log_softmax",
+            "_safe_softmax",
+            "log_sigmoid_forward",
+            "logaddexp",
+        ),
         *("native_layer_norm", "native_group_norm", "_fused_rms_norm", "hypot", "copy", "floor", "round", "ceil"),
     }
 )
@@ -105,6 +114,8 @@ def track(name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any, inde
     if name in _MOVEMENTS:
         found = None if axes is None else _MOVEMENTS[name](axes, list(args), kwargs, value, index)
         return found, found is not None and axes is not None and _moves_only(name, axes, found, args, kwargs, index)
+    if name == "index":
+        return (None if axes is None else _indexed(axes, args[1], value)), False
     if name in PADS:
         return (None if axes is None else _padded(axes, args[1], value)), False
     if name == "convolution":
@@ -134,6 +145,16 @@ def _any_in_plane(raws: Sequence[Any]) -> bool:
             if axes is None or any(lies_in_plane(factors) for factors in axes):
                 return True
     return False
+
+
+def _indexed(axes: Axes, indices: Sequence[Any], value: Tensor) -> Axes | None:
+    """One tensor of indices along an axis that does not lie in the plane, such as channels in another order."""
+    advanced = [i for i, index in enumerate(indices) if index is not None]
+    if len(advanced) != 1 or lies_in_plane(axes[advanced[0]]):
+        return None
+    at = advanced[0]
+    new = value.ndim - len(axes) + 1
+    return (*axes[:at], *plain_axes(value.shape[at : at + new]), *axes[at + 1 :])
 
 
 def _repeated(axes: Axes, repeats: Sequence[int]) -> Axes | None:
@@ -297,10 +318,13 @@ def _padded(axes: Axes, pads: Sequence[int], value: Tensor) -> Axes | None:
         if line is not None and not line.shift:
             axis = Axis(value.shape[dim], line.axis.start - before * line.axis.step, line.axis.step)
             result[dim] = (Atom(value.shape[dim], replace(line, axis=axis)),)
-        elif lies_in_plane(axes[dim]):
-            return None
-        else:
+        elif not lies_in_plane(axes[dim]):
             result[dim] = plain(value.shape[dim])
+        elif min(before, after) < 0:
+            return None
+        else:  # tokens with room before or behind them
+            parts = (plain(before), axes[dim], plain(after))
+            result[dim] = (Union(tuple(part for part in parts if length(part))),)
     return tuple(result)
 
 
