@@ -197,6 +197,7 @@ def die_on_vit(task: Task) -> dict[str, Any]:
     return {"model": task.name, "status": "ok", "result": {"process": os.getpid()}}
 
 
+@pytest.mark.slow  # several processes that each import torch and timm; alone, without pytest-xdist
 def test_a_worker_that_dies_costs_its_model_only(tmp_path):
     tasks = [task(name) for name in ("test_resnet", "test_vit", "test_convnext", "test_efficientnet")]
     seen: list[str] = []
@@ -230,6 +231,7 @@ def where_and_what(task: Task) -> dict[str, Any]:
     return record | {"process": os.getpid()}
 
 
+@pytest.mark.slow  # several processes that each import torch and timm; alone, without pytest-xdist
 def test_two_dask_workers(tmp_path):
     distributed = pytest.importorskip("distributed", reason="needs liederivative[dask]")
     tasks = [task(name) for name in ("test_resnet", "test_vit", FAILS, "test_convnext")]
