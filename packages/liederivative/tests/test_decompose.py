@@ -237,6 +237,27 @@ def test_windows_rolls_and_pixel_shuffles_are_followed():
     assert "model:cat" in found.functional
 
 
+def test_patches_by_a_reshape_are_those_of_a_strided_convolution():
+    conv = seeded(lambda: nn.Sequential(nn.Conv2d(3, 5, 4, 4), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proj, self.act = nn.Linear(48, 5).double(), nn.Tanh()
+            self.proj.weight.data = conv[0].weight.data.flatten(1)
+            self.proj.bias.data = conv[0].bias.data
+
+        def forward(self, x):
+            cut = x.view(-1, 3, 4, 4, 6, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 24, 48)
+            return self.act(self.proj(cut)).mean(1)
+
+    x = images(2, 3, 16, 24)
+    one, two = decompose(conv, x, "rotate"), decompose(Patches().eval(), x, "rotate")
+    assert not two.unknown
+    torch.testing.assert_close(two.terms["proj"], one.terms["0"])
+    torch.testing.assert_close(two.terms["act"], one.terms["1"])
+
+
 class Shuffled(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -153,6 +153,49 @@ def _rejoined(factors: Factors) -> Factors:
     return tuple(kept)
 
 
+def completed(axes: Axes) -> Axes:
+    """The axes after a sum over the inner places of a line: each outer place stands for the middle of its block.
+
+    So patches that a reshape cuts out and a matrix sums up lie where those of a strided convolution do.
+    """
+    found: dict[Line, list[Atom]] = {}
+
+    def collect(factors: Factors) -> None:
+        for factor in factors:
+            if isinstance(factor, Union):
+                for part in factor.parts:
+                    collect(part)
+            elif factor.line is not None:
+                found.setdefault(factor.line, []).append(factor)
+
+    for factors in axes:
+        collect(factors)
+    coarse: dict[Line, tuple[Line, int]] = {}
+    for line, atoms in found.items():
+        atoms = sorted(atoms, key=lambda atom: atom.stride)
+        block, reach = atoms[0].stride, atoms[0].stride
+        for atom in atoms:
+            reach = reach * atom.size if atom.stride == reach else 0
+        if block > 1 and reach == line.axis.size and line.shift % block == 0:
+            a = line.axis
+            axis = Axis(a.size // block, a.start + (block - 1) / 2 * a.step, a.step * block)
+            coarse[line] = (replace(line, axis=axis, shift=line.shift // block), block)
+    if not coarse:
+        return axes
+
+    def renewed(factors: Factors) -> Factors:
+        return tuple(
+            Union(tuple(renewed(part) for part in factor.parts))
+            if isinstance(factor, Union)
+            else factor
+            if factor.line not in coarse
+            else Atom(factor.size, coarse[factor.line][0], factor.stride // coarse[factor.line][1])
+            for factor in factors
+        )
+
+    return tuple(_rejoined(renewed(factors)) for factors in axes)
+
+
 def with_copy(factors: Factors, copy: int) -> Factors:
     """The same axis, lying in another copy of the plane."""
     return tuple(

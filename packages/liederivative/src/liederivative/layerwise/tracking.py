@@ -21,6 +21,7 @@ from liederivative.layerwise.axes import (
     Factors,
     Line,
     Union,
+    completed,
     copies,
     length,
     lies_in_plane,
@@ -252,7 +253,7 @@ def _product(a: Axes | None, b: Axes | None, raw: Sequence[Any]) -> tuple[Axes |
     clash = any(lies_in_plane(x) and lies_in_plane(y) for x, y in zip(a[:-2], b[:-2], strict=True))
     still = [r for r in raw if not getattr(r, "moves", False)]
     spans = any(r.ndim > 2 and any(lies_in_plane(x) and r.shape[i] > 1 for i, x in enumerate(batch)) for r in still)
-    return (*batch, rows, columns), not contracted and not clash and not spans
+    return completed((*batch, rows, columns)), not contracted and not clash and not spans
 
 
 def _new_line(old: Factors, size: int, kind: int, domain: Domain) -> Factors:
@@ -303,8 +304,8 @@ def _reduced(axes: Axes, args: Sequence[Any], kwargs: dict[str, Any], name: str,
         return plain_axes(value.shape)
     gone = {d % len(axes) for d in ([dims] if isinstance(dims, int) else dims)}
     if value.ndim == len(axes):
-        return tuple(plain(1) if i in gone else factors for i, factors in enumerate(axes))
-    return tuple(factors for i, factors in enumerate(axes) if i not in gone)
+        return completed(tuple(plain(1) if i in gone else factors for i, factors in enumerate(axes)))
+    return completed(tuple(factors for i, factors in enumerate(axes) if i not in gone))
 
 
 def _padded(axes: Axes, pads: Sequence[int], value: Tensor) -> Axes | None:
