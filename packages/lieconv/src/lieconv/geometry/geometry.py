@@ -217,14 +217,20 @@ def build_geometry(
         radius = fill_radius(made, sources, fill)
     if radius is not None:
         radius = torch.as_tensor(radius, dtype=coords.dtype, device=coords.device)
-    options = {"radius": radius, "at_random": at_random, "generator": generator}
+    search: dict[str, Any] = {
+        "num_neighbors": num_neighbors,
+        "radius": radius,
+        "at_random": at_random,
+        "quadrature": quadrature,
+        "generator": generator,
+    }
     where = _targets(group, sources, queries, query_mask, query_batch, targets, target_shape, target_mask)
     centre = _centres(made, group, sources)
     if isinstance(made, ElementLift):
-        return _element_geometry(made, sources, where, num_neighbors, options, quadrature, centre, elements)
+        return _element_geometry(made, sources, where, search, centre, elements)
     if isinstance(made, AxesLift):
-        return _axes_geometry(made, sources, where, num_neighbors, options, quadrature, centre)
-    return _frame_geometry(made, sources, where, num_neighbors, options, quadrature, centre, frame_features)
+        return _axes_geometry(made, sources, where, search, centre)
+    return _frame_geometry(made, sources, where, search, centre, frame_features)
 
 
 @dataclass(frozen=True)
@@ -282,9 +288,7 @@ def _frame_geometry(
     lift: FrameLift,
     sources: Cloud,
     where: _Where,
-    num_neighbors: int,
-    options: dict[str, Any],
-    quadrature: Tensor | None,
+    search: dict[str, Any],
     centre: Tensor,
     features: Tensor | None,
 ) -> Geometry:
@@ -296,13 +300,13 @@ def _frame_geometry(
     about_sources = lift.structure.rotations > 0 or lift.structure.dilation  # frames or sizes of all neighbours
     around = None
     if own or about_sources:
-        around = find_neighbours(lift, sources, sources, num_neighbors, quadrature=quadrature, **options)
+        around = find_neighbours(lift, sources, sources, **search)
     if own:
         near = around
     elif around is not None and where.targets is not None and where.targets.numel():
         near = _rows_of(around, where)
     else:
-        near = find_neighbours(lift, sources, where.cloud, num_neighbors, quadrature=quadrature, **options)
+        near = find_neighbours(lift, sources, where.cloud, **search)
     assert near is not None
     around = near if around is None else around
     if features is not None and features.shape[0] != sources.coords.shape[0]:
@@ -338,16 +342,8 @@ def _frame_geometry(
     return _assembled(near, coords, sources, where, centre, 1)
 
 
-def _axes_geometry(
-    lift: AxesLift,
-    sources: Cloud,
-    where: _Where,
-    num_neighbors: int,
-    options: dict[str, Any],
-    quadrature: Tensor | None,
-    centre: Tensor,
-) -> Geometry:
-    near = find_neighbours(lift, sources, where.cloud, num_neighbors, quadrature=quadrature, **options)
+def _axes_geometry(lift: AxesLift, sources: Cloud, where: _Where, search: dict[str, Any], centre: Tensor) -> Geometry:
+    near = find_neighbours(lift, sources, where.cloud, **search)
     coords = lift.pairs(where.cloud.coords.unsqueeze(1), gather(sources.coords, near.indices))
     return _assembled(near, coords, sources, where, centre, 1)
 
@@ -361,13 +357,11 @@ def _element_geometry(
     lift: ElementLift,
     sources: Cloud,
     where: _Where,
-    num_neighbors: int,
-    options: dict[str, Any],
-    quadrature: Tensor | None,
+    search: dict[str, Any],
     centre: Tensor,
     elements: tuple[Tensor, Tensor] | None,
 ) -> Geometry:
-    K, generator = lift.num_samples, options["generator"]  # noqa: N806
+    K, generator = lift.num_samples, search["generator"]  # noqa: N806
     v = lift.elements(sources.coords, generator) if elements is None else elements
     if where.targets is not None and where.targets.numel():
         rows = _element_rows(where.targets, K)
@@ -378,9 +372,9 @@ def _element_geometry(
     own = where.cloud is sources
     sources = _elements_of(sources, K)
     points = sources if own else _elements_of(where.cloud, K)
-    if quadrature is not None:
-        quadrature = quadrature.repeat_interleave(K)
-    near = find_neighbours(lift, sources, points, num_neighbors, elements=(v, u), quadrature=quadrature, **options)
+    if search["quadrature"] is not None:
+        search = search | {"quadrature": search["quadrature"].repeat_interleave(K)}
+    near = find_neighbours(lift, sources, points, elements=(v, u), **search)
     there = gather(v[0], near.indices), gather(v[1], near.indices)
     coords = lift.pairs((u[0].unsqueeze(1), u[1].unsqueeze(1)), there)
     return _assembled(near, coords, sources, _Where(points, rows), centre, K)

@@ -298,13 +298,14 @@ def check_numbers(**numbers: int) -> None:
 
 def _moves_every_point(group: LieGroup) -> bool:
     """Whether the generators are independent at a point in general position: no stabiliser of positive dimension."""
-    if group.dim == 0:
-        return True
-    d = group.point_dim or group.matrix_dim
-    point = torch.linspace(0.3, 1.7, d, dtype=torch.float64)
-    with temporarily_clear_interpreter_stack():
-        fields = group.vector_field(torch.eye(group.dim, dtype=torch.float64), point)  # (dim, d)
-        return int(torch.linalg.matrix_rank(fields.detach())) == group.dim
+    known = group.__dict__.get("_moves_every_point")
+    if known is None:
+        point = torch.linspace(0.3, 1.7, group.point_dim or group.matrix_dim, dtype=torch.float64)
+        with temporarily_clear_interpreter_stack():
+            fields = group.vector_field(torch.eye(group.dim, dtype=torch.float64), point).detach()  # (dim, d)
+            known = group.dim == 0 or int(torch.linalg.matrix_rank(fields)) == group.dim
+        object.__setattr__(group, "_moves_every_point", known)
+    return known
 
 
 _moves_every_point._dynamo_marked_constant = True  # type: ignore[attr-defined]

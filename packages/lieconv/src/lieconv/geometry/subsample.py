@@ -12,6 +12,7 @@ Source: Gonzalez 1985, Clustering to minimize the maximum intercluster distance,
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from lie.groups import LieGroup
 from torch import Tensor
 
 from lieconv.geometry.cloud import Cloud, cloud_of, plain_values
-from lieconv.geometry.lifts import ElementLift, Lift, make_lift
+from lieconv.geometry.lifts import ElementLift, Lift, check_numbers, make_lift
 from lieconv.geometry.neighbours import find_neighbours
 from lieconv.geometry.periodic import minimum_image_distances
 from lieconv.geometry.search import numbers
@@ -38,6 +39,7 @@ def farthest_points(
     batch: Tensor | None = None,
     cell: Tensor | None = None,
     at_random: bool = False,
+    elements: tuple[Float[Tensor, "P m m"], Float[Tensor, "P q"]] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, tuple[int, int], Tensor]:
     """Well spread points of each sample, by distance on the group.
@@ -47,7 +49,9 @@ def farthest_points(
         coords, mask, batch, cell: as of `build_geometry`; in a periodic cell distances are those of nearest images.
         fraction: of the valid points of each sample to keep, above 0 and up to 1; at least one point.
         at_random: start at a random point of each sample (for training) instead of the most isolated one.
-        generator: of the start.
+        elements: group elements and orbit ids of the points where they are known already; used by groups whose own
+            distance no Euclidean space has.
+        generator: of the start, and of elements.
 
     Returns:
         Numbers of the chosen points along the axis of all points, (B * M,), M the most that a sample keeps; ``(B, M)``;
@@ -60,9 +64,10 @@ def farthest_points(
         raise ValueError(f"expected a fraction above 0 and up to 1, got {fraction}")
     cloud = cloud_of(group, coords, mask, batch=batch, cell=cell)
     lift = _search_lift(group)
-    embedded = lift.embedding(cloud).detach()
+    on_group = isinstance(lift, ElementLift) and lift.searched_on_group
+    if on_group and elements is None:
+        elements = lift.elements(cloud.coords, generator)
     place, valid = _padded(cloud)  # (B, N)
-    points = embedded[place]  # (B, N, e)
     B, N = place.shape  # noqa: N806
     counts = valid.sum(1)
     wanted = _wanted(fraction, counts)
@@ -70,16 +75,21 @@ def farthest_points(
     if at_random:
         score = torch.rand(B, N, generator=generator, device=coords.device)
     else:
-        alone = find_neighbours(lift, cloud, cloud, min(8, max(1, N - 1)))
+        both = (elements, elements) if on_group and elements is not None else None
+        alone = find_neighbours(lift, cloud, cloud, min(8, max(1, N - 1)), elements=both)
         score = alone.squared_radius.squeeze(-1)[place]
-    chosen = _first_largest(score.masked_fill(~valid, -1.0))  # (B,)
-    index = _by_numbers(points, valid, chosen, most, cloud.cell)
-    if index is None and cloud.cell is not None:
-        raise ValueError(
-            "farthest points in a periodic cell need the numbers of the points, which vmap and compilers do not have"
-        )
-    if index is None:
-        index = _one_after_another(points, valid, chosen, most)
+    first = _first_largest(score.masked_fill(~valid, -1.0))  # (B,)
+    if on_group and elements is not None:
+        index = _one_after_another(_on_group(group, *(x[place] for x in elements)), valid, first, most)
+    else:
+        points = lift.embedding(cloud).detach()[place]  # (B, N, e)
+        index = _by_numbers(points, valid, first, most, cloud.cell)
+        if index is None and cloud.cell is not None:
+            raise ValueError(
+                "farthest points in a cell need the numbers of the points, which vmap and compilers do not have"
+            )
+        if index is None:
+            index = _one_after_another(_euclidean(points), valid, first, most)
     kept = torch.arange(most, device=coords.device) < wanted.unsqueeze(1)
     return place.gather(1, index).flatten(), (B, most), kept.flatten()
 
@@ -103,56 +113,62 @@ def _wanted(fraction: float, counts: Tensor) -> Tensor:
     return (fraction * counts.double()).ceil().long().clamp(min=1).minimum(counts)
 
 
-def _one_after_another(points: Tensor, valid: Tensor, chosen: Tensor, most: int) -> Int[Tensor, "B M"]:
-    nearest = torch.full_like(points[..., 0], torch.inf)  # (B, N)
-    index = []
+Distances = Callable[[Tensor], Float[Tensor, "B N"]]  # of all points from one of each sample, by its number (B,)
+
+
+def _euclidean(points: Float[Tensor, "B N e"]) -> Distances:
+    return lambda chosen: (points - points.take_along_dim(chosen.view(-1, 1, 1), 1)).square().sum(-1)
+
+
+def _on_group(group: LieGroup, u: Float[Tensor, "B N m m"], q: Float[Tensor, "B N o"]) -> Distances:
+    def distances(chosen: Tensor) -> Tensor:
+        v = u.take_along_dim(chosen.view(-1, 1, 1, 1), 1)
+        return group.distance(u, v, q, q.take_along_dim(chosen.view(-1, 1, 1), 1))
+
+    return distances
+
+
+def _one_after_another(distances: Distances, valid: Tensor, chosen: Tensor, most: int) -> Int[Tensor, "B M"]:
+    nearest, index = None, []
     for _ in range(most):
         index.append(chosen)
-        here = points.take_along_dim(chosen.view(-1, 1, 1), 1)  # (B, 1, e)
-        nearest = torch.minimum(nearest, (points - here).square().sum(-1))
+        distance = distances(chosen)
+        nearest = distance if nearest is None else torch.minimum(nearest, distance)
         chosen = _first_largest(nearest.masked_fill(~valid, -1.0))
     return torch.stack(index, 1)
 
 
 def _by_numbers(
-    points: Tensor, valid: Tensor, chosen: Tensor, most: int, cell: Tensor | None
+    points: Tensor, valid: Tensor, first: Tensor, most: int, cell: Tensor | None
 ) -> Int[Tensor, "B M"] | None:
     """The same on a CPU, where each of these many small steps costs numpy a tenth of what it costs torch."""
-    values = [plain_values(x) for x in (points, valid, chosen)]
+    values = [plain_values(x) for x in (points, valid, first)]
     if any(x is None for x in values) or (points.device.type != "cpu" and cell is None):
         return None
-    p, there, first = (numbers(x) for x in (points, valid, chosen))
+    p, there, start = (numbers(x) for x in (points, valid, first))
+    cells = [None] * len(p) if cell is None else numbers(cell)
     index = np.empty((len(p), most), np.int64)
-    cells = None if cell is None else numbers(cell)
-    for b in range(len(p)):
-        if cells is not None:
-            index[b] = _in_cell(p[b], there[b], int(first[b]), most, cells[b])
-            continue
-        coordinates = np.ascontiguousarray(p[b].T)  # (e, N)
-        nearest = np.where(there[b], np.inf, -1.0).astype(p.dtype)
-        distance, difference = np.empty_like(nearest), np.empty_like(coordinates)
-        last = int(first[b])
-        for i in range(most):
-            index[b, i] = last
-            np.subtract(coordinates, coordinates[:, last, None], out=difference)
-            np.einsum("ij,ij->j", difference, difference, out=distance)
-            np.minimum(nearest, distance, out=nearest)
-            largest = nearest.max()
-            last = int((nearest >= largest - _TIE * abs(largest)).argmax())
+    for row, *sample in zip(index, p, there, start, cells, strict=True):
+        _order(row, *sample)
     return torch.from_numpy(index).to(points.device)
 
 
-def _in_cell(p: np.ndarray, there: np.ndarray, last: int, most: int, cell: np.ndarray) -> np.ndarray:
-    """The order of the points of one sample by distances of nearest images."""
-    distances = minimum_image_distances(cell)
-    index = np.empty(most, np.int64)
-    nearest = np.where(there, np.inf, -1.0)
-    for i in range(most):
+def _order(index: np.ndarray, p: np.ndarray, there: np.ndarray, last: int, cell: np.ndarray | None) -> None:
+    """Fill ``index`` with the order of the points (N, e) of one sample, from ``last`` on."""
+    coordinates = np.ascontiguousarray(p.T)  # (e, N)
+    difference, distance = np.empty_like(coordinates), np.empty_like(coordinates[0])
+    in_cell = None if cell is None else minimum_image_distances(cell)
+    nearest = np.where(there, np.inf, -1.0).astype(p.dtype)
+    for i in range(len(index)):
         index[i] = last
-        np.minimum(nearest, distances(p - p[last]), out=nearest)
+        np.subtract(coordinates, coordinates[:, last, None], out=difference)
+        if in_cell is None:
+            np.einsum("ij,ij->j", difference, difference, out=distance)
+        else:
+            distance[:] = in_cell(difference.T)
+        np.minimum(nearest, distance, out=nearest)
         largest = nearest.max()
         last = int((nearest >= largest - _TIE * abs(largest)).argmax())
-    return index
 
 
 def _first_largest(score: Tensor) -> Tensor:
@@ -202,8 +218,7 @@ def density_weights(
     """
     if not group.isometric:
         raise ValueError(f"a density of points is a number a volume: expected a group that preserves it, got {group!r}")
-    if num_neighbors < 1:
-        raise ValueError(f"expected num_neighbors of at least 1, got {num_neighbors}")
+    check_numbers(num_neighbors=num_neighbors)
     cloud = cloud_of(group, coords, mask, batch=batch, cell=cell)
     lift = _search_lift(group)
     reach = find_neighbours(lift, cloud, cloud, num_neighbors).squared_radius.squeeze(-1)

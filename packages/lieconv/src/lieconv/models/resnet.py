@@ -213,7 +213,7 @@ class LieResNet(nn.Module):
         else:
             index, shape, kept = farthest_points(
                 self.group, level.coords, level.mask, batch=level.batch, cell=cell, fraction=fraction,
-                at_random=self.training, generator=self.generator,
+                at_random=self.training, elements=self._one_each(level.elements), generator=self.generator,
             )  # fmt: skip
         full = level.batch is None and (level.mask is None or all_valid(level.mask))
         where: dict[str, Any] = {"target_shape": shape, "target_mask": None if full else kept}
@@ -237,6 +237,10 @@ class LieResNet(nn.Module):
             ).flatten()
             elements = elements[0][every], elements[1][every]
         return geometry, _Level(coords, mask, None, quadrature, features, elements, spread=True)
+
+    def _one_each(self, elements: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+        """The first of the elements of each point."""
+        return None if elements is None else (elements[0][:: self.num_samples], elements[1][:: self.num_samples])
 
     def _elements(self, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """The group elements of the points, drawn once and kept at every resolution."""

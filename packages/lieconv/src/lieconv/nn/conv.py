@@ -106,6 +106,7 @@ class LieConv(nn.Module):
         """Convolve; padded points come out as zero."""
         if isinstance(coords, Geometry):
             check_geometry(coords, mask, options, self.kernel.first.in_features)
+            check_weights(values, self.linear.weight)
             return self._convolve(coords, values)
         check_values(coords, values, self.in_channels)
         check_weights(values, self.linear.weight)
