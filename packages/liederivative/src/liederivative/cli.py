@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,10 @@ from lie.run import (
     read_json,
     resolve_device,
     run_command,
-    unknown_name,
     write_json,
 )
 
+from liederivative.options import MeasureOptions
 from liederivative.report.command import ReportCommand
 from liederivative.sweep.command import SweepCommand
 
@@ -37,7 +37,7 @@ _FREE = ("device", "batch_size", "tangents_per_pass")
 
 
 @dataclass(frozen=True)
-class Measure:
+class Measure(MeasureOptions):
     """Measure how far timm models are from invariance, under ten generators, on photographs.
 
     Example: liederivative measure resnet18 vit_tiny_patch16_224 --images sample --out runs/measure
@@ -47,33 +47,10 @@ class Measure:
 
     models: tyro.conf.Positional[tuple[str, ...]] = ()
     """names in timm, with or without a tag: resnet18, convnext_atto.d2_in1k"""
-    images: str = "sample"
-    """'sample', the photographs inside scikit-learn and scikit-image, or a folder of images"""
-    limit: int | None = None
-    """use the first so many images"""
-    generators: tuple[str, ...] = ()
-    """names of generators; all ten by default: translate_x translate_y rotate shear_x shear_y stretch_x
-    stretch_y hyperbolic scale saturate"""
-    pretrained: bool = False
-    """use timm's weights, from its cache or the network; random ones otherwise"""
     checkpoint: str | None = None
     """use the weights in this file for the one model given: .safetensors, or a PyTorch file of plain tensors"""
     num_classes: int | None = None
     """size of the classifier, where the checkpoint's is not the model's usual one"""
-    image_size: int | None = None
-    """resolution in pixels, where it is not the model's own"""
-    logits: bool = False
-    """measure the outputs as they are; softmax probabilities otherwise, as in the paper"""
-    dtype: str = "float32"
-    """float32 or float64"""
-    batch_size: int = 4
-    """images at once"""
-    tangents_per_pass: int = 7
-    """tangents at once, 1 to 7; fewer take less memory and more time"""
-    seed: int = 0
-    """of random weights"""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto: the accelerator if there is one"""
     out: str = "runs/measure"
     """folder for the results, made if absent"""
     resume: str | None = None
@@ -81,7 +58,9 @@ class Measure:
 
     def run(self) -> None:
         """Check everything given, then measure model after model, then write and show the results."""
-        settings = self if self.resume is None else self._resumed(self.resume)
+        settings = self
+        if self.resume is not None:
+            settings = self.resumed(self.resume, kind="measure run", done="run", free=_FREE)
         with warnings.catch_warnings():
             # Of timm's and torch's own insides; nothing that a user could act on.
             warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
@@ -99,11 +78,7 @@ class Measure:
 
         check_model_names(self.models, pretrained=self.pretrained)
         generators = resolve_generators(self.generators or tuple(GENERATORS))
-        dtypes = {"float32": torch.float32, "float64": torch.float64}
-        if self.dtype not in dtypes:
-            raise unknown_name("dtype", self.dtype, dtypes)
-        if min(self.batch_size, self.tangents_per_pass) < 1:
-            raise UserError("expected --batch-size and --tangents-per-pass of at least 1")
+        self.check()
         if self.checkpoint is not None and len(self.models) > 1:
             raise UserError(f"expected one model with --checkpoint, got {len(self.models)}: {', '.join(self.models)}")
         if self.checkpoint is not None and not Path(self.checkpoint).is_file():
@@ -112,22 +87,21 @@ class Measure:
         photographs = load_photographs(self.images, self.limit)
 
         with output_directory(self.out) as out:
-            records = self._records(out, photographs, generators, device, dtypes[self.dtype])
-            quantity = "outputs" if self.logits else "softmax probabilities"
+            records = self._records(out, photographs, generators, device, getattr(torch, self.dtype))
             metrics = {
                 "command": "measure",
                 "configuration": asdict(replace(self, resume=None)),
                 "versions": provenance("liederivative", "timm", "scikit-learn", "scikit-image", "pillow"),
                 "seed": self.seed,
                 "device": str(device),
-                "quantity": quantity,
+                "quantity": self.quantity,
                 "definitions": DEFINITIONS,
                 "images": [{"name": photo.name, "sha256": photo.sha256} for photo in photographs],
                 "models": records,
             }
-            plot_errors(out / "lee.png", records, quantity)
+            plot_errors(out / "lee.png", records, self.quantity)
             write_json(out / "metrics.json", metrics)
-            _show(records, quantity, len(photographs))
+            _show(records, self.quantity, len(photographs))
             print(f"results in {out}: metrics.json, lee.png")
 
     def _records(
@@ -194,32 +168,6 @@ class Measure:
                 (out / "config.json").unlink()
             raise
         return {name: records[name] for name in self.models}
-
-    def _resumed(self, folder: str) -> Measure:
-        """The settings of the run in ``folder``; those given beside --resume must agree with them."""
-        stored = read_json(Path(folder) / "config.json")
-        known = {field.name for field in fields(self)}
-        if not isinstance(stored, dict) or stored.keys() != known:
-            raise UserError(
-                f"{folder}/config.json is not that of a measure run; give the --out of the run to go on with"
-            )
-        before: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
-        }
-        before |= {"out": folder, "resume": folder}
-        default = Measure()
-        for name in sorted(known):
-            given = getattr(self, name)
-            if given == getattr(default, name):
-                continue
-            if name in _FREE:
-                before[name] = given
-            elif given != before[name]:
-                raise UserError(
-                    f"{folder} was run with {name}={before[name]!r}, got {given!r}; "
-                    "give --resume alone, or start a new run with another --out"
-                )
-        return Measure(**before)
 
 
 def _kept(path: Path, stamp: str) -> dict[str, Any] | None:

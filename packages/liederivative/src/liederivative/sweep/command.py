@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,13 @@ from lie.run import (
     output_directory,
     print_table,
     provenance,
-    read_json,
     resolve_device,
     unknown_name,
     write_json,
     write_text,
 )
+
+from liederivative.options import MeasureOptions
 
 if TYPE_CHECKING:
     from liederivative.sweep.worker import Task
@@ -30,7 +31,7 @@ _NO_RESULT = (*_FREE, "models", "family", "exclude", "out", "resume")
 
 
 @dataclass(frozen=True)
-class SweepCommand:
+class SweepCommand(MeasureOptions):
     """Measure many timm models, on all processors or on a cluster; one result file each.
 
     Example: liederivative sweep 'resnet*' --family convnext --images sample --workers 4 --out runs/sweep
@@ -46,31 +47,8 @@ class SweepCommand:
     """timm modules, all of whose models are measured: convnext vision_transformer swin_transformer"""
     exclude: tuple[str, ...] = ()
     """globs of models to leave out"""
-    images: str = "sample"
-    """'sample', the photographs inside scikit-learn and scikit-image, or a folder of images that every worker can
-    read"""
-    limit: int | None = None
-    """use the first so many images"""
-    generators: tuple[str, ...] = ()
-    """names of generators; all ten by default"""
     layers: tuple[str, ...] = ()
     """generators under which each model is also decomposed layer by layer; none by default"""
-    pretrained: bool = False
-    """use timm's weights, from its cache or the network; random ones otherwise"""
-    image_size: int | None = None
-    """resolution in pixels, where it is not each model's own"""
-    logits: bool = False
-    """measure the outputs as they are; softmax probabilities otherwise, as in the paper"""
-    dtype: str = "float32"
-    """float32 or float64"""
-    batch_size: int = 4
-    """images at once"""
-    tangents_per_pass: int = 7
-    """tangents at once, 1 to 7; fewer take less memory and more time"""
-    seed: int = 0
-    """of random weights"""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto: the accelerator if there is one"""
     backend: str = "loky"
     """loky: processes of this machine; serial: this process; dask or ray: a cluster"""
     workers: int | None = None
@@ -88,7 +66,9 @@ class SweepCommand:
 
     def run(self) -> None:
         """Check everything given, then measure, then write and show the results."""
-        settings = self if self.resume is None else self._resumed(self.resume)
+        settings = self
+        if self.resume is not None:
+            settings = self.resumed(self.resume, kind="sweep", done="swept", free=_FREE, name="sweep")
         settings._sweep()
 
     def _sweep(self) -> None:
@@ -157,14 +137,11 @@ class SweepCommand:
         names = select_models(self.models, family=self.family, exclude=self.exclude, pretrained=self.pretrained)
         generators = tuple(each.name for each in resolve_generators(self.generators or tuple(GENERATORS)))
         layers = tuple(each.name for each in resolve_generators(self.layers)) if self.layers else ()
-        if self.dtype not in ("float32", "float64"):
-            raise unknown_name("dtype", self.dtype, ("float32", "float64"))
+        self.check()
         if self.backend not in BACKENDS:
             raise unknown_name("backend", self.backend, BACKENDS)
-        if min(self.batch_size, self.tangents_per_pass, 1 if self.threads is None else self.threads) < 1:
-            raise UserError("expected --batch-size, --tangents-per-pass and --threads of at least 1")
-        if self.image_size is not None and self.image_size < 2:
-            raise UserError(f"expected --image-size of at least 2 pixels, got {self.image_size}")
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"expected --threads of at least 1, got {self.threads}")
         if self.address is not None and self.backend not in ("dask", "ray"):
             raise UserError(
                 f"expected --address with --backend dask or ray; {self.backend} works on this machine alone"
@@ -215,7 +192,7 @@ class SweepCommand:
             "configuration": asdict(replace(self, resume=None)),
             "versions": provenance(*DISTRIBUTIONS),
             "seed": self.seed,
-            "quantity": "outputs" if self.logits else "softmax probabilities",
+            "quantity": self.quantity,
             "definitions": DEFINITIONS,
             "images": list(tasks[0].checksums),
             "measured": len(records) - len(failures),
@@ -224,30 +201,6 @@ class SweepCommand:
                 row["model"]: {k: v for k, v in row.items() if k != "model"} for row in rows if row["status"] == "ok"
             },
         }
-
-    def _resumed(self, folder: str) -> SweepCommand:
-        """The settings of the sweep in ``folder``; those given beside --resume must agree with them."""
-        stored = read_json(Path(folder) / "config.json")
-        known = {field.name for field in fields(self)}
-        if not isinstance(stored, dict) or stored.pop("command", None) != "sweep" or stored.keys() != known:
-            raise UserError(f"{folder}/config.json is not that of a sweep; give the --out of the sweep to go on with")
-        before: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()
-        }
-        before |= {"out": folder, "resume": folder}
-        default = SweepCommand()
-        for name in sorted(known):
-            given = getattr(self, name)
-            if given == getattr(default, name):
-                continue
-            if name in _FREE:
-                before[name] = given
-            elif given != before[name]:
-                raise UserError(
-                    f"{folder} was swept with {name}={before[name]!r}, got {given!r}; "
-                    "give --resume alone, or start a new sweep with another --out"
-                )
-        return SweepCommand(**before)
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
