@@ -22,14 +22,18 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_smooth_operations_agree_with_theory_sample_by_sample():
     x = band_limited_signals(8, 64, 0.8, generator())
-    for name in ("tanh", "silu", "gelu", "square", "stride 2", "stride 4", "blur 2", "blur5 4", "average 2"):
+    smooth = ("tanh", "silu", "gelu", "square", "filtered tanh", "filtered silu")
+    sampled = ("stride 2", "stride 4", "blur 2", "blur5 4", "average 2")
+    for name in smooth + sampled:
         operation = operations([name])[name]
         y, pushed = torch.func.jvp(operation.apply, (x,), (spectral_derivative(x),))
         measured = pushed - spectral_derivative(y)
         predicted = aliased_motion(operation, x, 32)
         # The coefficients of analytic functions decay exponentially: at 32 times Nyquist nothing is left of them.
         torch.testing.assert_close(predicted, measured, rtol=0, atol=1e-8 * float(pushed.abs().max()))
-        assert measured.abs().max() > 1e-3 * pushed.abs().max(), name
+        # Filtering on a grid twice as fine leaves a thousandth of tanh's and less of the smoother ones' errors.
+        least = 1e-9 if name.startswith("filtered") else 1e-3
+        assert measured.abs().max() > least * pushed.abs().max(), name
 
 
 def test_kinks_agree_with_theory_as_the_fine_grid_grows():

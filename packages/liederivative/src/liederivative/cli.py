@@ -21,6 +21,7 @@ from lie.run import (
     write_json,
 )
 
+from liederivative.layerwise.command import AliasingCommand, LayersCommand
 from liederivative.options import MeasureOptions
 from liederivative.report.command import ReportCommand
 from liederivative.sweep.command import SweepCommand
@@ -208,7 +209,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "liederivative",
         "How equivariant is a trained network? Lie derivatives of any timm model. "
         "Example: liederivative measure resnet18 vit_tiny_patch16_224 --images sample",
-        {"measure": Measure, "sweep": SweepCommand, "report": ReportCommand},
+        {
+            "measure": Measure,
+            "layers": LayersCommand,
+            "sweep": SweepCommand,
+            "report": ReportCommand,
+            "aliasing": AliasingCommand,
+        },
         argv,
     )
 

@@ -79,6 +79,8 @@ class Operation:
     continuous: Callable[[Tensor, int], Tensor]
     """the same without the last sampling, on a grid ``fine`` times finer: (values, fine) -> values"""
     stride: int = 1
+    sampling: int = 1
+    """how much finer the grid is on which the result is sampled before a low-pass leads back"""
 
 
 def operations(names: Sequence[str] | None = None) -> dict[str, Operation]:
@@ -92,10 +94,8 @@ def operations(names: Sequence[str] | None = None) -> dict[str, Operation]:
         known[name] = Operation(sigma, lambda x, fine, sigma=sigma: sigma(x))
         known[f"filtered {name}"] = Operation(
             lambda x, sigma=sigma: resample(sigma(resample(x, 2 * x.shape[-1])), x.shape[-1]),
-            # On the grid twice as fine the harmonics alias as well, where they reach; the low-pass keeps that.
-            lambda x, fine, sigma=sigma: resample(
-                resample(sigma(resample(x, 2 * x.shape[-1] // fine)), x.shape[-1] // fine), x.shape[-1]
-            ),
+            lambda x, fine, sigma=sigma: sigma(x),
+            sampling=2,
         )
     for stride in (2, 4):
         known[f"stride {stride}"] = Operation(lambda x, s=stride: x[..., ::s], lambda x, fine: x, stride)
@@ -223,7 +223,7 @@ def aliased_motion(operation: Operation, x: Float[Tensor, "S n"], fine: int) -> 
         fine: how much finer the grid is that stands for the continuum.
     """
     n = x.shape[-1]
-    m, size = n // operation.stride, n * fine
+    m, size = n * operation.sampling // operation.stride, n * fine
     y = operation.continuous(resample(x, size), fine)
     coefficients = torch.fft.fft(y) / size
     k = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64).round()
@@ -232,7 +232,7 @@ def aliased_motion(operation: Operation, x: Float[Tensor, "S n"], fine: int) -> 
     places = (k % m).long()
     spectrum = torch.zeros(len(x), m, dtype=torch.complex128)
     spectrum.index_add_(1, places, 1j * (k - rate) * coefficients)
-    return torch.fft.ifft(spectrum * m).real
+    return resample(torch.fft.ifft(spectrum * m).real, n // operation.stride)
 
 
 def _blurred(x: Tensor, taps: int, spread: int) -> Tensor:

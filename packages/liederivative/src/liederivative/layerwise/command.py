@@ -1,0 +1,266 @@
+"""The commands ``liederivative layers`` and ``liederivative aliasing``."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import tyro
+from lie.run import UserError, output_directory, print_table, provenance, resolve_device, unknown_name, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class LayersCommand:
+    """Split a timm model's Lie derivative into exact terms of its layers and operations, on photographs.
+
+    Example: liederivative layers resnet18 --generators translate_x rotate --images sample --out runs/layers
+
+    Prints the largest terms and writes metrics.json (every term's share, norm and cumulative share) and layers.png.
+    """
+
+    model: tyro.conf.Positional[str]
+    """a name in timm, with or without a tag"""
+    images: str = "sample"
+    """'sample', the photographs inside scikit-learn and scikit-image, or a folder of images"""
+    limit: int | None = None
+    """use the first so many images"""
+    generators: tuple[str, ...] = ("translate_x",)
+    """names of generators, each decomposed by itself"""
+    pretrained: bool = False
+    """use timm's weights, from its cache or the network; random ones otherwise"""
+    checkpoint: str | None = None
+    """use the weights in this file"""
+    num_classes: int | None = None
+    """size of the classifier, where the checkpoint's is not the model's usual one"""
+    image_size: int | None = None
+    """resolution in pixels, where it is not the model's own"""
+    logits: bool = False
+    """decompose the outputs as they are; softmax probabilities otherwise"""
+    by: str = "layer"
+    """layer, or type: one term a class of layers, several times faster"""
+    dtype: str = "float32"
+    """float32 or float64"""
+    show: int = 15
+    """so many of the largest terms are printed"""
+    seed: int = 0
+    """of random weights"""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto: the accelerator if there is one"""
+    out: str = "runs/layers"
+    """folder for the results, made if absent"""
+
+    def run(self) -> None:
+        """Check everything given, then decompose image after image, then write and show."""
+        import torch
+
+        from liederivative.actions import resolve_generators
+        from liederivative.images import load_photographs
+        from liederivative.plots import plot_layers
+        from liederivative.zoo import check_model_names, describe, load_model
+
+        check_model_names([self.model], pretrained=self.pretrained)
+        names = [one.name for one in resolve_generators(self.generators)]
+        dtypes = {"float32": torch.float32, "float64": torch.float64}
+        if self.dtype not in dtypes:
+            raise unknown_name("dtype", self.dtype, dtypes)
+        if self.by not in ("layer", "type"):
+            raise unknown_name("grouping", self.by, ("layer", "type"))
+        device = resolve_device(self.device)
+        photographs = load_photographs(self.images, self.limit)
+        with output_directory(self.out) as out, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # of timm's insides
+            zoo = load_model(
+                self.model,
+                seed=self.seed,
+                pretrained=self.pretrained,
+                checkpoint=self.checkpoint,
+                num_classes=self.num_classes,
+                image_size=self.image_size,
+            )
+            if not self.logits and zoo.num_classes < 1:
+                raise UserError(f"{self.model} has no classifier head; decompose its outputs with --logits")
+            x = zoo.images([photograph.image for photograph in photographs]).to(device, dtypes[self.dtype])
+            module = zoo.module.to(device, dtypes[self.dtype])
+            tables = {name: self._table(module, x, name) for name in names}
+            metrics = {
+                "command": "layers",
+                "configuration": asdict(self),
+                "versions": provenance("liederivative", "timm", "scikit-learn", "scikit-image", "pillow"),
+                "seed": self.seed,
+                "device": str(device),
+                "quantity": "outputs" if self.logits else "softmax probabilities",
+                "definitions": DEFINITIONS,
+                "images": [{"name": photo.name, "sha256": photo.sha256} for photo in photographs],
+                "model": {"name": self.model, **describe(zoo)},
+                "generators": tables,
+            }
+            plot_layers(out / "layers.png", self.model, {name: table["terms"] for name, table in tables.items()})
+            write_json(out / "metrics.json", metrics)
+            self._show(tables)
+            print(f"results in {out}: metrics.json, layers.png")
+
+    def _table(self, module: nn.Module, x: Tensor, generator: str) -> dict[str, Any]:
+        """The terms of one generator, their shares over all images together."""
+        from tqdm import tqdm
+
+        from liederivative.layerwise.decomposition import decompose
+
+        start = time.perf_counter()
+        sums: dict[str, list[float]] = {}
+        kinds: dict[str, str] = {}
+        layers: set[str] = set()
+        total = dim = closure = 0.0
+        unknown: tuple[str, ...] = ()
+        for image in tqdm(x.split(1), desc=f"{self.model} {generator}", unit="image"):
+            found = decompose(
+                module,
+                image,
+                generator,
+                output="invariant",
+                probabilities=not self.logits,
+                by="type" if self.by == "type" else "layer",
+            )
+            closure, unknown = max(closure, found.closure), found.unknown
+            layers |= set(found.terms)
+            kinds |= found.kinds
+            total += float(found.total.square().sum())
+            dim = found.total.numel()
+            for name, term in found.all_terms().items():
+                along, square = float((term * found.total).sum()), float(term.square().sum())
+                old = sums.get(name, [0.0, 0.0])
+                sums[name] = [old[0] + along, old[1] + square]
+        rows, cumulative = [], 0.0
+        for name in (name for name in kinds if name in sums):
+            along, square = sums[name]
+            share = along / total if total else 0.0
+            cumulative += share
+            rows.append(
+                {
+                    "name": name,
+                    "kind": kinds[name],
+                    "layer": name in layers,
+                    "share": share,
+                    "norm": (square / len(x)) ** 0.5,
+                    "squared": square / (len(x) * dim),
+                    "cumulative": cumulative,
+                }
+            )
+        return {
+            "mean_squared": total / (len(x) * dim),
+            "closure": closure,
+            "unknown": list(unknown),
+            "seconds": round(time.perf_counter() - start, 2),
+            "terms": rows,
+        }
+
+    def _show(self, tables: dict[str, dict[str, Any]]) -> None:
+        for generator, table in tables.items():
+            largest = sorted(table["terms"], key=lambda row: -row["norm"])[: self.show]
+            rows = [
+                [row["name"], row["kind"], f"{row['share']:+.1%}", f"{row['squared']:.3g}", f"{row['cumulative']:.1%}"]
+                for row in largest
+            ]
+            headings = ["term", "kind", "share", "mean square", "up to here"]
+            print_table(f"{self.model}, {generator}: the {len(rows)} largest of {len(table['terms'])}", headings, rows)
+            print(f"terms add up to the whole within {table['closure']:.0e}; {table['seconds']} s")
+            if table["unknown"]:
+                print(f"{len(table['unknown'])} operations could not be followed; their terms are in the next ones'")
+
+
+DEFINITIONS = {
+    "share": "<term, total> / <total, total>, summed over images before the division: signed, and all sum to 1",
+    "norm": "root of the mean over images of the term's squared Euclidean norm; norms do not add up",
+    "squared": "mean over outputs and images of the term's square, as the LEE is of the total",
+    "cumulative": "sum of the shares up to this term, in order of the run",
+    "closure": "|sum of terms - total| over the largest of them, the largest over images: rounding",
+}
+"""What the numbers mean, written beside them."""
+
+
+@dataclass(frozen=True)
+class AliasingCommand:
+    """Measure how non-linearities and downsampling break translations, over the band limit, against theory.
+
+    Example: liederivative aliasing relu "filtered relu" "stride 2" "blur 2" --out runs/aliasing
+
+    Prints a table and writes metrics.json and aliasing.png.
+    """
+
+    operations: tyro.conf.Positional[tuple[str, ...]] = ()
+    """relu gelu silu tanh sigmoid leaky_relu square, each also as "filtered relu"; "stride 2", "blur 2", "blur7 2",
+    "average 2", "maxpool 2" and the same for 4; all by default"""
+    band_limits: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    """of the input, as fractions of the Nyquist frequency"""
+    size: int = 128
+    """samples of a signal"""
+    signals: int = 32
+    """random signals a band limit"""
+    fine: int = 16
+    """how much finer the grid is that stands for the continuum in the theory"""
+    seed: int = 0
+    """of the signals"""
+    out: str = "runs/aliasing"
+    """folder for the results, made if absent"""
+
+    def run(self) -> None:
+        """Measure, compare, write."""
+        import torch
+
+        from liederivative.layerwise.aliasing import aliasing_study, operations
+        from liederivative.plots import plot_aliasing
+
+        operations(self.operations or None)
+        if min(self.signals, self.fine) < 1:
+            raise UserError("expected --signals and --fine of at least 1")
+        with output_directory(self.out) as out:
+            study = aliasing_study(
+                self.operations or None,
+                band_limits=self.band_limits,
+                size=self.size,
+                signals=self.signals,
+                fine=self.fine,
+                generator=torch.Generator().manual_seed(self.seed),
+            )
+            rows = study.table()
+            metrics = {
+                "command": "aliasing",
+                "configuration": asdict(self),
+                "versions": provenance("liederivative"),
+                "seed": self.seed,
+                "definitions": {
+                    "measured": "mean over signals of |L f|^2 / |d f|^2 under translation, by differentiation",
+                    "theory": "the same from the aliased Fourier coefficients of the continuous result",
+                },
+                "results": rows,
+            }
+            plot_aliasing(out / "aliasing.png", rows)
+            write_json(out / "metrics.json", metrics)
+            shown = _picked(self.band_limits)
+            print_table(
+                "translation error |L f|^2 / |d f|^2, measured (theory), by band limit",
+                ["operation", *(f"{limit:g}" for limit in shown)],
+                [
+                    [
+                        name,
+                        *(
+                            f"{row['measured']:.1e} ({row['theory']:.1e})"
+                            for row in rows
+                            if row["operation"] == name and row["band_limit"] in shown
+                        ),
+                    ]
+                    for name in study.measured
+                ],
+            )
+            print(f"results in {out}: metrics.json, aliasing.png")
+
+
+def _picked(limits: Sequence[float]) -> list[float]:
+    """At most five of the band limits, for a table that fits a terminal."""
+    step = max(1, -(-len(limits) // 5))
+    return list(limits)[step - 1 :: step]
