@@ -46,8 +46,8 @@ def test_aliasing_writes_measurement_and_theory(tmp_path, capfd, monkeypatch):
     rows = json.loads((tmp_path / "metrics.json").read_text())["results"]
     assert [row["operation"] for row in rows[::10]] == names
     for row in rows:
-        # The theory on a grid 16 times finer: nothing of these smooth operations is left out.
-        assert row["theory"] == pytest.approx(row["measured"], rel=1e-6, abs=1e-20)
+        # The theory on a grid 16 times finer: a few millionths of tanh's harmonics lie beyond it.
+        assert row["theory"] == pytest.approx(row["measured"], rel=1e-5, abs=1e-20)
     assert Image.open(tmp_path / "aliasing.png").size[0] > 500
 
 

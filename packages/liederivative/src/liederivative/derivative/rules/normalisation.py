@@ -25,14 +25,13 @@ def _layer_norm(call: Call) -> Any:
     _, mean, rstd = call.out
     x = x.contiguous()
     moved = call.empty(x.shape)
+    options = (x, shape, mean, rstd, None, None, [True, False, False])
     for out, tangent in zip(moved, tangents, strict=True):
-        out.copy_(
-            aten.native_layer_norm_backward(
-                tangent.contiguous(), x, shape, mean, rstd, None, None, [True, False, False]
-            )[0]
-        )
-    if weight is not None:
-        moved.mul_(weight)
+        normal = aten.native_layer_norm_backward(tangent.contiguous(), *options)[0]
+        if weight is None:
+            out.copy_(normal)
+        else:
+            torch.mul(normal, weight, out=out)
     return moved, None, None
 
 
