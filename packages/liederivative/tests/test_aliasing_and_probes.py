@@ -114,13 +114,13 @@ def test_probes_estimate_the_exact_squares_for_all_generators_at_once():
     net = cnn()
     x = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=generator())
     names = ["translate_x", "rotate", "saturate"]
-    found = probe_terms(net, x, names, probes=4000, generator=generator(1))
+    found = probe_terms(net, x, names, probes=1500, generator=generator(1))
     norms = found.squared_norms()
     for name in names:
         exact = {layer: float(term.square().sum()) for layer, term in decompose(net, x, name).terms.items()}
         for layer, square in exact.items():
-            # Relative deviation sqrt(2 / 4000) = 2.2 % at most (less where outputs spread it): five of them.
-            assert norms[layer][name] == pytest.approx(square, rel=0.11, abs=1e-12)
+            # Relative deviation sqrt(2 / 1500) = 3.7 % at most (less where outputs spread it): five of them.
+            assert norms[layer][name] == pytest.approx(square, rel=0.19, abs=1e-12)
         for layer in norms.keys() - exact.keys():
             assert norms[layer][name] < 1e-20
     assert found.kinds["2"] == "ReLU"
