@@ -258,6 +258,22 @@ def test_patches_by_a_reshape_are_those_of_a_strided_convolution():
     torch.testing.assert_close(two.terms["act"], one.terms["1"])
 
 
+def test_blocks_folded_into_channels_are_followed():
+    class Folded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(48, 5, 3, padding=1), nn.Tanh()
+
+        def forward(self, x):
+            x = x.view(-1, 3, 4, 4, 6, 4).permute(0, 3, 5, 1, 2, 4).reshape(-1, 48, 4, 6)
+            return self.act(self.conv(x)).mean((2, 3))
+
+    found = decompose(seeded(Folded), images(2, 3, 16, 24), "rotate")
+    assert found.closure < 1e-12
+    assert not found.unknown
+    assert list(found.terms) == ["conv", "act"]
+
+
 class Shuffled(nn.Module):
     def __init__(self) -> None:
         super().__init__()

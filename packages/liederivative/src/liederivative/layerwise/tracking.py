@@ -278,7 +278,7 @@ def _resampled(axes: Axes, value: Tensor, n: int, domain: Domain) -> Axes | None
 
 
 def _convolved(axes: Axes | None, args: Sequence[Any], value: Tensor, domain: Domain) -> tuple[Axes | None, bool]:
-    weight, bias, stride, padding = args[1], args[2], args[3], args[4]
+    weight, stride, padding = args[1], args[3], args[4]
     if axes is None or not isinstance(weight, Tensor) or getattr(weight, "moves", False):
         return None, False
     n = weight.ndim - 2
@@ -289,10 +289,11 @@ def _convolved(axes: Axes | None, args: Sequence[Any], value: Tensor, domain: Do
     if point:
         if lies_in_plane(axes[1]) and weight.shape[1] == 1:
             return (axes[0], axes[1], *axes[2:]), False
-        return (axes[0], channels, *axes[2:]), not lies_in_plane(axes[1])
-    del bias
-    if lies_in_plane(axes[1]):
-        return None, False
+        return completed((axes[0], channels, *axes[2:])), not lies_in_plane(axes[1])
+    if lies_in_plane(axes[1]):  # places within a block as channels: summed over, unless channels stay apart
+        if args[8] != 1:
+            return None, False
+        axes = completed((axes[0], plain(length(axes[1])), *axes[2:]))
     found = _resampled(axes, value, n, domain)
     return (None if found is None else (axes[0], channels, *found[2:])), False
 
