@@ -2,12 +2,15 @@ r"""The algorithm as published, as plainly as it reads: the baseline of the benc
 
 All pairs of group elements are compared, ``log(v_j^-1 u_i)`` for every i and j, an (N, N, dim) tensor; every layer
 gathers from it the pairs of its neighbours, and every subsampling the pairs of the points it keeps. Logs and lifts are
-`lie.groups`', with compiled kernels of nobody: what is compared is the algorithm, not the arithmetic of a log.
+`lie.groups`', whose closed forms are quicker than the published ones: what is compared is the algorithm.
+`plain_relative` compares the arithmetic too.
 
 Source: Finzi et al. 2020 (LieConv), arXiv 2002.12880, sections on discretisation, subsampling and the architecture.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from lie.groups import LieGroup
@@ -21,15 +24,38 @@ class Pairs:
         self.pairs, self.values, self.mask = pairs, values, mask
 
 
-def lifted(group: LieGroup, coords: Tensor, values: Tensor, mask: Tensor, samples: int) -> Pairs:
-    """Lift every point ``samples`` times and compare all elements with all."""
+def lifted(
+    group: LieGroup,
+    coords: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    samples: int,
+    relative_of: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Pairs:
+    """Lift every point ``samples`` times and compare all elements with all, by ``group.relative`` unless told."""
     u, q = group.lift(coords, num_samples=samples)  # (B, N, S, m, m)
     u, q = u.flatten(1, 2), q.flatten(1, 2)
-    relative = group.relative(u.unsqueeze(2), u.unsqueeze(1))  # (B, N, N, dim)
+    relative = (relative_of or group.relative)(u.unsqueeze(2), u.unsqueeze(1))  # (B, N, N, dim)
     n = u.shape[1]
     ids = torch.cat([q.unsqueeze(2).expand(-1, -1, n, -1), q.unsqueeze(1).expand(-1, n, -1, -1)], -1)
     spread = (x.repeat_interleave(samples, 1) for x in (values, mask))
     return Pairs(torch.cat([relative, ids], -1), *spread)
+
+
+def plain_relative(u: Tensor, v: Tensor) -> Tensor:
+    """log(v^-1 u) of SE(3) by the formulas of the paper's appendix, as they are, an operation at a time."""
+    g = torch.linalg.inv(v) @ u
+    R, t = g[..., :3, :3], g[..., :3, 3]  # noqa: N806
+    trace = R.diagonal(dim1=-2, dim2=-1).sum(-1)
+    theta = ((trace - 1) / 2).clamp(-1 + 1e-6, 1 - 1e-6).arccos()[..., None]
+    small = theta < 1e-3
+    safe = torch.where(small, 1.0, theta)
+    scale = torch.where(small, 0.5 + theta**2 / 12, safe / (2 * safe.sin()))
+    antisymmetric = R - R.mT
+    w = scale * torch.stack([antisymmetric[..., 2, 1], antisymmetric[..., 0, 2], antisymmetric[..., 1, 0]], -1)
+    c = torch.where(small, 1 / 12 + theta**2 / 720, (1 - safe * safe.sin() / (2 * (1 - safe.cos()))) / safe**2)
+    wt = torch.linalg.cross(w, t, dim=-1)
+    return torch.cat([w, t - wt / 2 + c * torch.linalg.cross(w, wt, dim=-1)], -1)
 
 
 def farthest(distances: Tensor, number: int) -> Tensor:

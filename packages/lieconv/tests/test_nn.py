@@ -12,6 +12,7 @@ from lie.run import load_weights, save_weights
 from lieconv import LieConv, LieResNet, build_geometry
 from lieconv.geometry import search
 from lieconv.nn import BottleneckBlock, MaskedBatchNorm, masked_mean
+from lieconv.nn.sums import kernel_sums
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -226,3 +227,63 @@ def test_state_round_trips_for_every_option(tmp_path, options):
 
 def test_printing_names_the_group():
     assert "SE2()" in repr(LieConv(1, 2, group=SE2()))
+
+
+def test_sums_over_neighbours_have_the_gradients_of_the_product():
+    near, phi = (torch.randn(3, 4, n, dtype=torch.float64, requires_grad=True) for n in (5, 2))
+    torch.testing.assert_close(kernel_sums(near, phi), near.mT @ phi, rtol=0, atol=0)
+    assert torch.autograd.gradcheck(kernel_sums, (near, phi))
+    assert torch.autograd.gradgradcheck(kernel_sums, (near, phi))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(near.detach(), torch.ones_like(near))
+        tangent = torch.autograd.forward_ad.unpack_dual(kernel_sums(dual, phi.detach())).tangent
+    torch.testing.assert_close(tangent, torch.ones_like(near).mT @ phi.detach())
+
+
+@pytest.mark.parametrize(
+    ("group", "options"),
+    [
+        (T(2), {"downsample": [0.5, 1.0]}),
+        (SO2(), {"downsample": [1.0, 0.5], "pool": False}),
+        (RxSO2(), {"out_vectors": 2}),
+        (SE2(), {"lift": "sampled", "num_samples": 2, "downsample": [0.5, 1.0]}),
+    ],
+    ids=["T2", "SO2", "RxSO2", "SE2 sampled"],
+)
+def test_known_resolutions_give_what_the_points_give(group, options):
+    net = LieResNet(3, 2, group=group, channels=8, num_layers=2, num_neighbors=5, **options).eval()
+    coords, values = torch.randn(2, 12, 2), torch.randn(2, 12, 3)
+    mask = torch.arange(12) < torch.tensor([[12], [9]])
+    for given in (mask, None):
+        known = net.resolutions(coords, given)
+        torch.testing.assert_close(net(known, values), net(coords, values, given), rtol=0, atol=0)
+        torch.testing.assert_close(net(known, values, given), net(coords, values, given), rtol=0, atol=0)
+    shared = net.resolutions(coords[:1])
+    torch.testing.assert_close(net(shared, values), net(coords[:1], values), rtol=0, atol=0)
+
+
+def test_networks_compile_without_breaks_once_resolutions_are_known():
+    net = LieResNet(3, 2, group=T(2), channels=8, num_layers=2, num_neighbors=5, downsample=0.5)
+    known, values = net.resolutions(torch.randn(2, 12, 2)), torch.randn(2, 12, 3)
+    gradients = []
+    for f in (net, torch.compile(net, fullgraph=True)):
+        net.zero_grad()
+        f(known, values).square().sum().backward()
+        gradients.append([p.grad for p in net.parameters()])
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)  # float32, sums in another order
+
+
+def test_resolutions_of_another_kind_are_refused():
+    net = LieResNet(3, 2, group=T(2), channels=8, num_layers=2, num_neighbors=5)
+    coords, values = torch.randn(2, 12, 2), torch.randn(2, 12, 3)
+    known = net.resolutions(coords)
+    with pytest.raises(ValueError, match="depends on the values too"):
+        LieResNet(3, 2, group=SE2(), channels=8, num_layers=2).resolutions(coords)
+    with pytest.raises(ValueError, match="expected the resolutions of 1 blocks, got those of a network of 2"):
+        LieResNet(3, 2, group=T(2), channels=8, num_layers=1)(known, values)
+    with pytest.raises(ValueError, match="kernel coordinates, as of this layer"):
+        LieResNet(3, 2, group=SO2(), channels=8, num_layers=2)(known, values)
+    with pytest.raises(ValueError, match="has its cell from where it was built"):
+        net(known, values, cell=torch.eye(2))
+    with pytest.raises(ValueError, match="expected values of shape"):
+        net(known, values[:, :5])

@@ -332,7 +332,7 @@ def _frame_geometry(
         else:
             mine = _frames(lift, where.cloud, near, features)
         assert mine is not None
-        frames = mine.unsqueeze(1), gather(theirs, near.indices)
+        frames = mine, gather(theirs.mT.contiguous(), near.indices)
     size = None
     if lift.structure.dilation and not lift.about_centre:
         size = near.squared_radius.sqrt().unsqueeze(1), gather(around.squared_radius.sqrt(), near.indices)

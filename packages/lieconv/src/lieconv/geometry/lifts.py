@@ -97,7 +97,7 @@ class FrameLift(AnyLift):
             here, there: the points (M, 1, d) and their neighbours (M, k, d).
             offsets: neighbour minus point under the minimum image, (M, k, d).
             squared: their squared distances, (M, k).
-            frames: soft frames of the points (M, 1, r, r) and of the neighbours (M, k, r, r).
+            frames: soft frames of the points (M, r, r), and transposed of the neighbours (M, k, r, r).
             sizes: where the group dilates, radii of the neighbourhoods of both, (M, 1, 1) and (M, k, 1): lengths that
                 dilate with the points.
         """
@@ -107,12 +107,12 @@ class FrameLift(AnyLift):
         turned, moved = [], [-offsets]
         W = _rows(parts.translations, offsets)  # noqa: N806
         if frames is not None:
-            inverse = frames[1].mT
-            relative = inverse @ frames[0]  # (M, k, r, r)
+            mine, inverse = frames
+            relative = (inverse.flatten(1, 2) @ mine).view_as(inverse)  # one product a point, not one a pair
             turned = [relative[..., 0] if parts.rotations == 1 else relative.flatten(-2)]
             if parts.moves_plane:
                 plane = _rows(parts.plane, offsets)  # (r, d)
-                across = (inverse @ (offsets @ plane.mT).unsqueeze(-1)).squeeze(-1)
+                across = _turned(inverse, offsets @ plane.mT)
                 rest = _difference(W, plane)
                 moved = [-across, -(offsets @ rest.mT)]
             else:
@@ -352,6 +352,14 @@ varying_entries._dynamo_marked_constant = True  # type: ignore[attr-defined]  (m
 
 def _rows(basis: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
     return torch.tensor(basis, dtype=like.dtype, device=like.device).view(-1, like.shape[-1])
+
+
+def _turned(R: Float[Tensor, "M k r r"], x: Float[Tensor, "M k r"]) -> Float[Tensor, "M k r"]:  # noqa: N803
+    """``R x`` for many small matrices, by columns: batched products of such sizes take longer."""
+    turned = R[..., 0] * x[..., :1]
+    for i in range(1, x.shape[-1]):
+        turned = turned + R[..., i] * x[..., i : i + 1]
+    return turned
 
 
 def _difference(W: Tensor, plane: Tensor) -> Tensor:  # noqa: N803

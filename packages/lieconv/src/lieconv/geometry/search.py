@@ -174,6 +174,8 @@ def numbers(x: Tensor) -> np.ndarray:
 def _apart(values: tuple[np.ndarray, np.ndarray], sources: Space, targets: Space) -> tuple[np.ndarray, np.ndarray]:
     """Both sets with one more coordinate, which keeps the samples further apart than any two points of one."""
     p, q = values
+    if sources.shape is not None and sources.shape[0] == 1:
+        return p, q
     extent = max(np.abs(p).max(initial=0.0), np.abs(q).max(initial=0.0))
     gap = 8.0 * np.sqrt(p.shape[1]) * extent + 1.0
     return (

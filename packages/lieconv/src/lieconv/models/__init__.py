@@ -1,5 +1,5 @@
 """Task networks made of LieConv layers."""
 
-from lieconv.models.resnet import LieResNet
+from lieconv.models.resnet import LieResNet, Resolutions
 
-__all__ = ["LieResNet"]
+__all__ = ["LieResNet", "Resolutions"]

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from lie.groups import LieGroup
 from torch import Tensor, nn
+from torch.utils._pytree import register_pytree_node
 
 from lieconv.geometry import Geometry, farthest_points
 from lieconv.geometry.cloud import all_valid
@@ -18,10 +19,33 @@ from lieconv.geometry.lifts import Coordinates, ElementLift, LiftName, check_num
 from lieconv.geometry.subsample import first_points
 from lieconv.nn.blocks import BottleneckBlock, pool
 from lieconv.nn.conv import LieConv
-from lieconv.nn.layout import check_values, check_weights, laid_out, rows_of
+from lieconv.nn.layout import check_geometry, check_values, check_weights, laid_out, rows_of
 from lieconv.nn.neighbourhood import Neighbourhood
 from lieconv.nn.norm import make_norm
 from lieconv.nn.vectors import VectorReadout
+
+
+@dataclass(frozen=True)
+class Resolutions:
+    """The geometries of a `LieResNet`'s convolutions, to be used again while the points stay where they are.
+
+    Fields:
+        stem: of the points as given.
+        blocks: of each block, from the points before it to those it keeps.
+        last: of the points that are left, where the network reads vectors out there.
+    """
+
+    stem: Geometry
+    blocks: tuple[Geometry, ...]
+    last: Geometry | None = None
+
+
+register_pytree_node(
+    Resolutions,
+    lambda x: ([x.stem, x.blocks, x.last], None),
+    lambda children, _: Resolutions(*children),
+    serialized_type_name="lieconv.models.Resolutions",
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +66,8 @@ class LieResNet(nn.Module):
 
     Call it as ``net(coords, values, mask)`` with coords (B, N, d), values (B, N, in_channels), mask bool (B, N); or
     with ragged points (P, d), values (P, in_channels) and ``batch`` (P,). Coordinates (1, N, d) beside values (B, N, C)
-    are shared by all samples, as of images: their geometry is computed once.
+    are shared by all samples, as of images: their geometry is computed once. Where the same points come again and
+    again, `resolutions` computes it once for all calls.
 
     Args:
         in_channels, out_channels: features a point in, and out (of the whole set where pooled).
@@ -144,7 +169,7 @@ class LieResNet(nn.Module):
 
     def forward(
         self,
-        coords: Float[Tensor, "*points d"],
+        coords: Float[Tensor, "*points d"] | Resolutions,
         values: Float[Tensor, "*points c"],
         mask: Bool[Tensor, "*points"] | None = None,
         *,
@@ -153,31 +178,93 @@ class LieResNet(nn.Module):
         quadrature: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The network's output; ``cell`` and ``quadrature`` are those of `lieconv.build_geometry`."""
-        check_values(coords, values, self.in_channels)
-        check_weights(values, self.embed.weight)
-        fits = isinstance(mask, Tensor) and mask.shape == coords.shape[:-1] and mask.device == coords.device
-        if mask is not None and fits and mask.dtype == torch.bool:  # else the geometry says what is wrong
-            values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
-        features = None if self.frame_features is None else self.frame_features(values)
-        level = _Level(coords, mask, batch, quadrature, features, self._elements(coords, mask))
-        geometry: Geometry | None = self._geometry(0, level, cell)
-        points = geometry  # a geometry at the points of x
-        rows = rows_of(geometry, geometry.spread(values), self.in_channels)  # (S, P, c)
-        x = self.embed(rows) + self.stem.from_rows(geometry, rows)
-        depth = 0
-        for block, fraction in zip(self.blocks, self.fractions, strict=True):
-            if fraction < 1.0:
-                points, level = self._coarser(depth, level, fraction, cell, geometry)
-                depth, geometry = depth + 1, None  # that of all points is made where a block asks for it
-                x = block.from_rows(points, x)  # type: ignore[operator]
-            else:
-                geometry = self._geometry(depth, level, cell) if geometry is None else geometry
-                x = block.from_rows(geometry, x)  # type: ignore[operator]
+        if isinstance(coords, Resolutions):
+            given = {"batch": batch, "cell": cell, "quadrature": quadrature}
+            self._check_resolutions(coords, mask, {name: x for name, x in given.items() if x is not None})
+            check_weights(values, self.embed.weight)
+            plan = coords
+            if mask is not None:
+                values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
+        else:
+            check_values(coords, values, self.in_channels)
+            check_weights(values, self.embed.weight)
+            fits = isinstance(mask, Tensor) and mask.shape == coords.shape[:-1] and mask.device == coords.device
+            if mask is not None and fits and mask.dtype == torch.bool:  # else the geometry says what is wrong
+                values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
+            features = None if self.frame_features is None else self.frame_features(values)
+            plan = self._resolutions(coords, mask, batch, cell, quadrature, features)
+        rows = rows_of(plan.stem, plan.stem.spread(values), self.in_channels)  # (S, P, c)
+        x = self.embed(rows) + self.stem.from_rows(plan.stem, rows)
+        for block, geometry in zip(self.blocks, plan.blocks, strict=True):
+            x = block.from_rows(geometry, x)  # type: ignore[operator]
+        points = plan.blocks[-1]  # a geometry at the points of x
         x = nn.functional.silu(self.norm(x, None if points.full else points.mask))
-        vectors = None
-        if self.readout is not None:
-            vectors = self._vectors(self._geometry(depth, level, cell) if geometry is None else geometry, x)
+        vectors = None if plan.last is None else self._vectors(plan.last, x)
         return self._outputs(points, x, vectors)
+
+    def resolutions(
+        self,
+        coords: Float[Tensor, "*points d"],
+        mask: Bool[Tensor, "*points"] | None = None,
+        *,
+        batch: Tensor | None = None,
+        cell: Tensor | None = None,
+        quadrature: Tensor | None = None,
+    ) -> Resolutions:
+        """The geometries of these points, to be given in place of ``coords`` as often as the points come again.
+
+        What is drawn at random while training (balls, lifts, the start of the sampling) is drawn once, here.
+
+        Raises:
+            ValueError: where the frames of the points depend on their values, as of SE2, SO3 and SE3 with the exact
+                lift; and what `lieconv.build_geometry` refuses.
+
+        >>> import lie, torch
+        >>> net, image = LieResNet(1, 10, group=lie.T(2), num_layers=2), torch.rand(1, 30, 2)
+        >>> known = net.resolutions(image)
+        >>> net(known, torch.randn(4, 30, 1)).shape
+        torch.Size([4, 10])
+        """
+        if self.frame_features is not None:
+            raise ValueError(
+                f"with the exact lift of {self.group!r} the geometry depends on the values too (they tell symmetric "
+                f"neighbourhoods apart): give the network coords and values, or choose lift='sampled'"
+            )
+        return self._resolutions(coords, mask, batch, cell, quadrature, None)
+
+    def _resolutions(
+        self,
+        coords: Tensor,
+        mask: Tensor | None,
+        batch: Tensor | None,
+        cell: Tensor | None,
+        quadrature: Tensor | None,
+        features: Tensor | None,
+    ) -> Resolutions:
+        level = _Level(coords, mask, batch, quadrature, features, self._elements(coords, mask))
+        stem = self._geometry(0, level, cell)
+        geometry: Geometry | None = stem  # of all points of the level; None until something asks for it
+        depth, blocks = 0, []
+        for fraction in self.fractions:
+            if fraction < 1.0:
+                kept, level = self._coarser(depth, level, fraction, cell, geometry)
+                depth, geometry = depth + 1, None
+            else:
+                kept = geometry = self._geometry(depth, level, cell) if geometry is None else geometry
+            blocks.append(kept)
+        last = None
+        if self.readout is not None:
+            last = self._geometry(depth, level, cell) if geometry is None else geometry
+        return Resolutions(stem, tuple(blocks), last)
+
+    def _check_resolutions(self, known: Resolutions, mask: Tensor | None, options: dict[str, Any]) -> None:
+        check_geometry(known.stem, mask, options, self.stem.kernel.first.in_features)
+        shape = len(self.blocks), self.readout is not None
+        if (len(known.blocks), known.last is not None) != shape:
+            raise ValueError(
+                f"expected the resolutions of {len(self.blocks)} blocks, got those of a network of {len(known.blocks)}"
+                f"; make them by resolutions(...) of the network that uses them"
+            )
 
     def _outputs(self, geometry: Geometry, x: Tensor, vectors: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
         if self.pool:

@@ -2,7 +2,7 @@ r"""The LieConv layer: a convolution on the group, estimated from the points at 
 
 .. math:: h_i = \sum_j w_{ij}\, k_\theta(v_j^{-1} u_i, q_i, q_j)\, f_j
 
-The kernel is factorised as in PointConv, :math:`k_{oc} = \sum_m W_{o,(m,c)} \phi_m`, so that the small network
+The kernel is factorised as in PointConv, :math:`k_{oc} = \sum_m W_{o,(c,m)} \phi_m`, so that the small network
 :math:`\phi` runs on pairs while the large matrix W runs on points.
 
 Source: Finzi et al. 2020 (LieConv), arXiv 2002.12880, sections on the convolution, its discretisation and the
@@ -25,6 +25,7 @@ from lieconv.geometry.neighbours import gather
 from lieconv.nn.kernel import KernelNetwork
 from lieconv.nn.layout import check_geometry, check_values, check_weights, laid_out, rows_of
 from lieconv.nn.neighbourhood import Neighbourhood
+from lieconv.nn.sums import kernel_sums
 
 _PAIRS = 1 << 18  # pairs whose features are held at once; beyond, backward computes them again
 
@@ -151,8 +152,7 @@ class LieConv(nn.Module):
     ) -> Float[Tensor, "S M out"]:
         phi = self.kernel(kernel_coords.to(wide.dtype), matrices)  # (M, k, basis)
         phi = phi * weights.unsqueeze(-1).to(phi.dtype)
-        features = phi.mT @ gather(wide, indices).to(phi.dtype)  # (M, basis, S * c)
+        features = kernel_sums(gather(wide, indices).to(phi.dtype), phi)  # (M, S * c, basis)
         if copies == 1:
             return self.linear(features.flatten(1)).unsqueeze(0)
-        features = features.unflatten(-1, (copies, -1)).permute(2, 0, 1, 3)  # (S, M, basis, c)
-        return self.linear(features.flatten(-2))
+        return self.linear(features.unflatten(1, (copies, -1)).flatten(2)).transpose(0, 1)
