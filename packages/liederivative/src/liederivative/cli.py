@@ -117,17 +117,9 @@ class Measure(MeasureOptions):
         from tqdm import tqdm
 
         from liederivative.measurement import fingerprint, measure_model
-        from liederivative.zoo import load_model
 
         def load(name: str) -> ZooModel:
-            return load_model(
-                name,
-                seed=self.seed,
-                pretrained=self.pretrained,
-                checkpoint=self.checkpoint,
-                num_classes=self.num_classes,
-                image_size=self.image_size,
-            )
+            return self.load(name, checkpoint=self.checkpoint, num_classes=self.num_classes)
 
         configuration = asdict(replace(self, resume=None))
         decisive = {key: value for key, value in configuration.items() if key not in (*_FREE, "models", "out")}

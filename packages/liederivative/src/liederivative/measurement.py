@@ -6,12 +6,14 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from lie.run import UserError
+from torch import Tensor
 
 from liederivative.actions import Generator
 from liederivative.images import Photograph
@@ -58,7 +60,7 @@ def measure_model(
     start = time.perf_counter()
     images = model.images([photograph.image for photograph in photographs]).to(device, dtype)
     module = model.module.to(device, dtype)
-    try:
+    with naming(model.name, images):
         errors = lee(
             module,
             images,
@@ -70,9 +72,6 @@ def measure_model(
             check_precision=check_precision,
             progress=progress,
         )
-    except (RuntimeError, ValueError, AssertionError, IndexError) as error:  # a model's own complaints vary
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{model.name} at {images.shape[-2]} x {images.shape[-1]} pixels: {reason}") from error
     return {
         **describe(model),
         "method": errors.method,
@@ -80,6 +79,16 @@ def measure_model(
         "seconds": round(time.perf_counter() - start, 2),
         "generators": generator_records(errors),
     }
+
+
+@contextmanager
+def naming(name: str, images: Tensor) -> Iterator[None]:
+    """Errors of a model's own become a `UserError` of one line that names the model and the resolution."""
+    try:
+        yield
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:  # a model's own complaints vary
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name} at {images.shape[-2]} x {images.shape[-1]} pixels: {reason}") from error
 
 
 def generator_records(errors: LEE) -> dict[str, Any]:

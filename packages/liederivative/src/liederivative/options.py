@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from lie.run import UserError, read_json, unknown_name
+
+if TYPE_CHECKING:
+    from liederivative.zoo import ZooModel
 
 DTYPES = ("float32", "float64")
 
 
-@dataclass(frozen=True)
-class MeasureOptions:
-    """Settings of a measurement: images, generators, weights, precision."""
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Settings of every command that runs models of timm on images."""
 
     images: str = "sample"
     """'sample', the photographs inside scikit-learn and scikit-image, or a folder of images (that every worker can
@@ -32,10 +35,6 @@ class MeasureOptions:
     """measure the outputs as they are; softmax probabilities otherwise, as in the paper"""
     dtype: str = "float32"
     """float32 or float64"""
-    batch_size: int = 4
-    """images at once"""
-    tangents_per_pass: int = 7
-    """tangents at once, 1 to 7; fewer take less memory and more time"""
     seed: int = 0
     """of random weights"""
     device: str = "auto"
@@ -50,10 +49,37 @@ class MeasureOptions:
         """Raise for settings that make no sense."""
         if self.dtype not in DTYPES:
             raise unknown_name("dtype", self.dtype, DTYPES)
-        if min(self.batch_size, self.tangents_per_pass) < 1:
-            raise UserError("expected --batch-size and --tangents-per-pass of at least 1")
         if self.image_size is not None and self.image_size < 2:
             raise UserError(f"expected --image-size of at least 2 pixels, got {self.image_size}")
+
+    def load(self, name: str, *, checkpoint: str | None = None, num_classes: int | None = None) -> ZooModel:
+        """The model ``name`` with the weights that are asked for, at the resolution that is asked for."""
+        from liederivative.zoo import load_model
+
+        return load_model(
+            name,
+            seed=self.seed,
+            pretrained=self.pretrained,
+            checkpoint=checkpoint,
+            num_classes=num_classes,
+            image_size=self.image_size,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions(ModelOptions):
+    """Settings of a measurement of whole models, and how a run is gone on with."""
+
+    batch_size: int = 4
+    """images at once"""
+    tangents_per_pass: int = 7
+    """tangents at once, 1 to 7; fewer take less memory and more time"""
+
+    def check(self) -> None:
+        """Raise for settings that make no sense."""
+        super().check()
+        if min(self.batch_size, self.tangents_per_pass) < 1:
+            raise UserError("expected --batch-size and --tangents-per-pass of at least 1")
 
     def resumed(self, folder: str, *, kind: str, done: str, free: Collection[str], name: str | None = None) -> Self:
         """The settings of the run in ``folder``; those given beside --resume must agree with them.

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import tyro
 from lie.run import UserError, output_directory, print_table, provenance, resolve_device, unknown_name, write_json
 
+from liederivative.options import ModelOptions
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-@dataclass(frozen=True)
-class LayersCommand:
+@dataclass(frozen=True, kw_only=True)
+class LayersCommand(ModelOptions):
     """Split a timm model's Lie derivative into exact terms of its layers and operations, on photographs.
 
     Example: liederivative layers resnet18 --generators translate_x rotate --images sample --out runs/layers
@@ -26,32 +28,16 @@ class LayersCommand:
 
     model: tyro.conf.Positional[str]
     """a name in timm, with or without a tag"""
-    images: str = "sample"
-    """'sample', the photographs inside scikit-learn and scikit-image, or a folder of images"""
-    limit: int | None = None
-    """use the first so many images"""
     generators: tuple[str, ...] = ("translate_x",)
     """names of generators, each decomposed by itself"""
-    pretrained: bool = False
-    """use timm's weights, from its cache or the network; random ones otherwise"""
     checkpoint: str | None = None
-    """use the weights in this file"""
+    """use the weights in this file: .safetensors, or a PyTorch file of plain tensors"""
     num_classes: int | None = None
     """size of the classifier, where the checkpoint's is not the model's usual one"""
-    image_size: int | None = None
-    """resolution in pixels, where it is not the model's own"""
-    logits: bool = False
-    """decompose the outputs as they are; softmax probabilities otherwise"""
     by: str = "layer"
     """layer, or type: one term a class of layers, several times faster"""
-    dtype: str = "float32"
-    """float32 or float64"""
     show: int = 15
     """so many of the largest terms are printed"""
-    seed: int = 0
-    """of random weights"""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto: the accelerator if there is one"""
     out: str = "runs/layers"
     """folder for the results, made if absent"""
 
@@ -61,40 +47,35 @@ class LayersCommand:
 
         from liederivative.actions import resolve_generators
         from liederivative.images import load_photographs
+        from liederivative.measurement import naming
         from liederivative.plots import plot_layers
-        from liederivative.zoo import check_model_names, describe, load_model
+        from liederivative.zoo import check_model_names, describe
 
         check_model_names([self.model], pretrained=self.pretrained)
         names = [one.name for one in resolve_generators(self.generators)]
-        dtypes = {"float32": torch.float32, "float64": torch.float64}
-        if self.dtype not in dtypes:
-            raise unknown_name("dtype", self.dtype, dtypes)
+        self.check()
         if self.by not in ("layer", "type"):
             raise unknown_name("grouping", self.by, ("layer", "type"))
-        device = resolve_device(self.device)
+        if self.show < 1:
+            raise UserError(f"expected --show of at least 1, got {self.show}")
+        device, dtype = resolve_device(self.device), getattr(torch, self.dtype)
         photographs = load_photographs(self.images, self.limit)
         with output_directory(self.out) as out, warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # of timm's insides
-            zoo = load_model(
-                self.model,
-                seed=self.seed,
-                pretrained=self.pretrained,
-                checkpoint=self.checkpoint,
-                num_classes=self.num_classes,
-                image_size=self.image_size,
-            )
+            zoo = self.load(self.model, checkpoint=self.checkpoint, num_classes=self.num_classes)
             if not self.logits and zoo.num_classes < 1:
                 raise UserError(f"{self.model} has no classifier head; decompose its outputs with --logits")
-            x = zoo.images([photograph.image for photograph in photographs]).to(device, dtypes[self.dtype])
-            module = zoo.module.to(device, dtypes[self.dtype])
-            tables = {name: self._table(module, x, name) for name in names}
+            x = zoo.images([photograph.image for photograph in photographs]).to(device, dtype)
+            module = zoo.module.to(device, dtype)
+            with naming(self.model, x):
+                tables = {name: self._table(module, x, name) for name in names}
             metrics = {
                 "command": "layers",
                 "configuration": asdict(self),
                 "versions": provenance("liederivative", "timm", "scikit-learn", "scikit-image", "pillow"),
                 "seed": self.seed,
                 "device": str(device),
-                "quantity": "outputs" if self.logits else "softmax probabilities",
+                "quantity": self.quantity,
                 "definitions": DEFINITIONS,
                 "images": [{"name": photo.name, "sha256": photo.sha256} for photo in photographs],
                 "model": {"name": self.model, **describe(zoo)},
