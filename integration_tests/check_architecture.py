@@ -41,9 +41,10 @@ ROOMS_ABOVE: dict[str, tuple[str, ...]] = {
     "liederivative.actions": ("derivative", "metrics", "zoo", "sweep", "report", "cli"),
     "liederivative.derivative": ("metrics", "zoo", "sweep", "report", "cli"),
     "liederivative.metrics": ("zoo", "sweep", "report", "cli"),
-    "chnn.mechanics": ("systems", "simulation", "models", "training", "evaluation", "animation", "cli"),
-    "chnn.models": ("systems", "simulation", "training", "evaluation", "animation", "cli"),
-    "chnn.systems": ("models", "training", "evaluation", "animation", "cli"),
+    "chnn.mechanics": ("systems", "simulation", "models", "training", "evaluation", "animation", "storage", "cli"),
+    "chnn.models": ("systems", "simulation", "training", "evaluation", "animation", "storage", "cli"),
+    "chnn.systems": ("models", "training", "evaluation", "animation", "storage", "cli"),
+    "chnn.animation": ("storage", "cli"),
 }
 
 # A path below a folder that only one machine has, or an address of this or a private network.

@@ -54,7 +54,8 @@ def test_simulate(tmp_path, system, capsys):
     with np.load(out / "trajectories.npz", allow_pickle=False) as file:
         assert file["z"].shape[:3] == (2, len(file["t"]), 2) and file["z"].dtype == np.float64
     assert Image.open(out / "animation.gif").n_frames > 3
-    assert sorted(path.name for path in out.iterdir()) == ["animation.gif", "metrics.json", "trajectories.npz"]
+    names = ["animation.gif", "drifts.csv", "metrics.json", "run.json", "trajectories.npz"]
+    assert sorted(path.name for path in out.iterdir()) == names
     assert main(["animate", str(out), "--trajectory", "1", "--out", str(tmp_path / "animation")]) == 0
     assert Image.open(tmp_path / "animation" / "animation.gif").n_frames > 3
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,6 @@ from typing import Any
 import tyro
 from lie.run import (
     UserError,
-    atomic_path,
     load_weights,
     output_directory,
     print_table,
@@ -24,118 +22,8 @@ from lie.run import (
     write_json,
 )
 
-_UNITS = {
-    "t": "s",
-    "z": "positions in m, velocities in m/s, axes (trajectory, time, position or velocity, point, axis)",
-}
-
-
-@dataclass(frozen=True)
-class Simulate:
-    """Simulate a system in float64, report its energy and constraint drift, and draw it.
-
-    Example: chnn simulate chain-pendulum --links 3 --out runs/chain3
-    """
-
-    system: tyro.conf.Positional[str]
-    """System: chain-pendulum, coupled-pendulum, magnet-pendulum, gyroscope, rotor, cart-pole, satellite, four-bar, bead
-    or rope."""
-    out: Path
-    """Folder for trajectories.npz, metrics.json and animation.gif."""
-    links: int | None = None
-    """Links of a chain-pendulum."""
-    bobs: int | None = None
-    """Bobs of a coupled-pendulum."""
-    masses: tuple[float, ...] | None = None
-    """Masses, kg, one a body; 1 each by default."""
-    lengths: tuple[float, ...] | None = None
-    """Lengths of the rods, m; 1 each by default."""
-    spring_constant: float | None = None
-    """Spring constant of a coupled-pendulum, N/m."""
-    set: tuple[str, ...] = ()
-    """Any parameter of the system's class as NAME=VALUE, for example --set magnets=3 dipole=0.2."""
-    trajectories: int = 10
-    """Number of random initial states."""
-    horizon: float | None = None
-    """Length of the simulation, s; the paper's by default."""
-    dt: float | None = None
-    """Spacing of the output times, s; the paper's by default."""
-    rtol: float = 1e-10
-    """Relative tolerance of a step; the absolute one is a hundredth of it."""
-    animation: bool = True
-    """Draw the first trajectory to animation.gif."""
-    seed: int = 0
-    """Seed of the initial states."""
-    device: str = "cpu"
-    """Device: cpu, cuda, auto. On the cpu, code compiled for the system simulates it."""
-
-    def run(self) -> None:
-        """Simulate, write and report."""
-        import numpy as np
-        import torch
-
-        from chnn.animation import animate
-        from chnn.simulation import IntegrationError
-        from chnn.training import simulate_with_progress
-
-        system = _system(self)
-        device = resolve_device(self.device)
-        dt, horizon = self.dt or system.dt, self.horizon or system.horizon
-        if not 0.0 < dt <= horizon < float("inf"):
-            raise UserError(f"expected 0 < --dt <= --horizon, got {dt} and {horizon}")
-        if self.seed < 0:
-            raise UserError(f"expected a --seed of at least 0, got {self.seed}")
-        t = torch.arange(round(horizon / dt) + 1, dtype=torch.float64) * dt
-        with output_directory(self.out) as out:
-            z0 = system.sample(self.trajectories, generator=seeded_generator(self.seed)).to(device)
-            started = time.perf_counter()
-            try:
-                z = simulate_with_progress(system, z0, t, f"simulate {system.name}", self.rtol).cpu()
-            except IntegrationError as error:
-                raise UserError(str(error)) from None
-            seconds = time.perf_counter() - started
-            scale = system.energy_scale(z[:, 0]).clamp(min=1e-300).unsqueeze(1)
-            drift = (system.energy(z) - system.energy(z[:, :1])).abs() / scale
-            drift = drift.amax(1)
-            numbers = {
-                "energy_drift_median": float(drift.median()),
-                "energy_drift_max": float(drift.max()),
-                "position_violation_max": _largest(system.constraints(z)),
-                "velocity_violation_max": _largest(system.velocity_constraints(z)),
-            }
-            with atomic_path(out / "trajectories.npz") as temporary:
-                np.savez_compressed(temporary, t=t.numpy(), z=z.numpy())
-            metrics = {
-                **numbers,
-                "energy_drift_is": "largest |E(t) - E(0)| over the energy above rest, per trajectory",
-                "violation_is": "residual |U|^2 - l^2 (m^2) or distance of a joint (m), and J v",
-                "system": system.name,
-                "parameters": system.parameters(),
-                "units": _UNITS,
-                "trajectories": self.trajectories,
-                "horizon": float(t[-1]),
-                "dt": dt,
-                "rtol": self.rtol,
-                "simulate_seconds": round(seconds, 3),
-                "seed": self.seed,
-                "device": str(device),
-                "versions": provenance("chnn"),
-            }
-            if self.animation:
-                animate(system, z[0], t, out / "animation.gif")
-            write_json(out / "metrics.json", metrics)
-            print_table(
-                f"{system.name} {system.parameters()}: {self.trajectories} trajectories of {float(t[-1]):g} s, "
-                f"rtol {self.rtol:g}, {seconds:.1f} s",
-                ["quantity", "value"],
-                [
-                    ["relative energy drift, median", f"{numbers['energy_drift_median']:.2e}"],
-                    ["relative energy drift, largest", f"{numbers['energy_drift_max']:.2e}"],
-                    ["position constraint, largest (m^2 or m)", f"{numbers['position_violation_max']:.2e}"],
-                    ["velocity constraint, largest (m^2/s or m/s)", f"{numbers['velocity_violation_max']:.2e}"],
-                ],
-            )
-            print(f"written to {out}")
+from chnn.storage.command import Simulate
+from chnn.storage.flags import system_of_flags
 
 
 @dataclass(frozen=True)
@@ -208,7 +96,7 @@ class Train:
                 self._train(config, out, device, resume=True)
             return
         assert self.out is not None
-        system = _system(self)
+        system = system_of_flags(self)
         parameters = {key: value for key, value in system.parameters().items() if key != "gravity"}
         own = asdict(self) | {"parameters": parameters, "dt": self.dt or system.dt,
                               "horizon": self.horizon or system.horizon}  # fmt: skip
@@ -279,16 +167,18 @@ class Animate:
 
         from chnn.animation import animate
         from chnn.evaluation import relative_error
+        from chnn.storage import load_run
+        from chnn.storage.write import RUN
 
         if self.trajectory < 0:
             raise UserError(f"expected a --trajectory of at least 0, got {self.trajectory}")
         device = resolve_device(self.device)
         metrics: dict[str, Any] = {"trajectory": self.trajectory, "seed": self.seed, "versions": provenance("chnn")}
-        if (self.run_dir / "trajectories.npz").exists():
-            system, t, z = _load_simulation(self.run_dir)
-            if self.trajectory >= len(z):
-                raise UserError(f"expected --trajectory below {len(z)}, got {self.trajectory}")
-            chosen, truth = z[self.trajectory], None
+        if (self.run_dir / RUN).exists():
+            run = load_run(self.run_dir)
+            if self.trajectory >= len(run):
+                raise UserError(f"expected --trajectory below {len(run)}, got {self.trajectory}")
+            system, t, chosen, truth = run.system, run.t, run[self.trajectory], None
         else:
             config, system, model = _load_run(self.run_dir, device)
             t = config.times()
@@ -304,31 +194,6 @@ class Animate:
             rows = [[key, value] for key, value in metrics.items() if key != "versions"]
             print_table(f"animation of {self.run_dir}", ["quantity", "value"], rows)
             print(f"written to {out}")
-
-
-def _system(flags: Any) -> Any:
-    from chnn.systems import system_by_name
-
-    names = ("links", "bobs", "masses", "lengths", "spring_constant")
-    parameters = {name: getattr(flags, name) for name in names}
-    for pair in flags.set:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise UserError(f"expected --set NAME=VALUE, got {pair!r}")
-        try:
-            parameters[name.replace("-", "_")] = json.loads(text)
-        except json.JSONDecodeError:
-            parameters[name.replace("-", "_")] = text  # a name, such as surface=torus
-    try:
-        return system_by_name(flags.system, **parameters)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{flags.system} cannot be made of {flags.set}: {error}") from None
-
-
-def _largest(residuals: Any) -> float:
-    return float(residuals.abs().max()) if residuals.numel() else 0.0  # a free point has no constraint
 
 
 def _read_config(run_dir: Path) -> Any:
@@ -350,27 +215,6 @@ def _load_run(run_dir: Path, device: Any) -> tuple[Any, Any, Any]:
     model = build_model(config, system)
     load_weights(run_dir / "model.safetensors", model)
     return config, system, model.to(device)
-
-
-def _load_simulation(run_dir: Path) -> tuple[Any, Any, Any]:
-    import zipfile
-
-    import numpy as np
-    import torch
-
-    from chnn.systems import system_by_name
-
-    metrics = read_json(run_dir / "metrics.json")
-    try:
-        parameters = {key: value for key, value in metrics["parameters"].items() if key != "gravity"}
-        system = system_by_name(metrics["system"], **parameters)
-        with np.load(run_dir / "trajectories.npz", allow_pickle=False) as file:
-            t, z = torch.from_numpy(file["t"]), torch.from_numpy(file["z"])
-    except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{run_dir} does not hold a whole simulation: {error}") from None
-    if z.shape[1:] != (len(t), 2, system.num_points, system.spatial_dim):
-        raise UserError(f"the trajectories in {run_dir} do not fit {system.name}: got shape {tuple(z.shape)}")
-    return system, t, z
 
 
 def _report(model: Any, config: Any, system: Any, out: Path, extra: dict[str, Any]) -> None:

@@ -1,5 +1,5 @@
 """Moving pictures of trajectories."""
 
-from chnn.animation.gif import animate
+from chnn.animation.gif import KINDS, animate, check_kind
 
-__all__ = ["animate"]
+__all__ = ["KINDS", "animate", "check_kind"]

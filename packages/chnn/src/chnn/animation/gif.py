@@ -14,7 +14,13 @@ from tqdm import tqdm
 from chnn.animation.scene import Scene, coil
 from chnn.systems import System
 
+KINDS = ("gif",)
+"""Suffixes of the files that `animate` writes."""
 _TRAIL = 25  # frames of past positions that are drawn
+
+
+def check_kind(kind: str) -> None:
+    """Nothing to miss for a GIF."""
 
 
 def animate(

@@ -1,0 +1,158 @@
+"""The command ``chnn simulate``: true trajectories of a system to a folder, with their drifts and a picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tyro
+from lie.run import UserError, output_directory, print_table, unknown_name
+
+from chnn.storage.flags import system_of_flags
+
+
+@dataclass(frozen=True)
+class Simulate:
+    """Simulate a system in float64 to a folder, report its energy and constraint drift, and draw it.
+
+    The folder holds the states (trajectories.npz, or shards of 64 MiB), run.json, drifts.csv, metrics.json and a
+    moving picture; chnn.storage.load_run reads it. A run that was stopped goes on with --resume RUN and ends with the
+    same bits.
+
+    Example: chnn simulate chain-pendulum --links 3 --out runs/chain3
+
+    Example: chnn simulate gyroscope --trajectories 20000 --format parquet --animation html --out runs/tops
+
+    Example: chnn simulate --resume runs/tops
+    """
+
+    system: tyro.conf.Positional[str | None] = None
+    """System: chain-pendulum, coupled-pendulum, magnet-pendulum, gyroscope, rotor, cart-pole, satellite, four-bar, bead
+    or rope."""
+    out: Path | None = None
+    """Folder for the run; made if it is not there."""
+    resume: Path | None = None
+    """Folder of an interrupted run to go on with, by its own settings."""
+    links: int | None = None
+    """Links of a chain-pendulum or rope."""
+    bobs: int | None = None
+    """Bobs of a coupled-pendulum."""
+    masses: tuple[float, ...] | None = None
+    """Masses, kg, one a body; 1 each by default."""
+    lengths: tuple[float, ...] | None = None
+    """Lengths of the rods, m; 1 each by default."""
+    spring_constant: float | None = None
+    """Spring constant of a coupled-pendulum, N/m."""
+    set: tuple[str, ...] = ()
+    """Any parameter of the system's class as NAME=VALUE, for example --set magnets=3 dipole=0.2."""
+    trajectories: int = 10
+    """Number of random initial states; trajectory k is the same however many there are."""
+    horizon: float | None = None
+    """Length of the simulation, s; the paper's by default."""
+    dt: float | None = None
+    """Spacing of the output times, s; the paper's by default."""
+    rtol: float = 1e-10
+    """Relative tolerance of a step; the absolute one is a hundredth of it."""
+    format: str = "npz"
+    """Of the states: npz or parquet (a row for each trajectory and time; needs chnn[parquet])."""
+    shard: int | None = None
+    """Trajectories in a file; by default as many as make 64 MiB."""
+    failures: str = "stop"
+    """A trajectory that cannot be integrated to the end: stop the run, or keep it, NaN from where it stopped."""
+    animation: tuple[str, ...] = ("gif",)
+    """Moving pictures of the first trajectory: any of gif, mp4 (needs chnn[mp4]) and html (interactive)."""
+    no_animation: bool = False
+    """Draw nothing."""
+    seed: int = 0
+    """Seed of the initial states."""
+    device: str = "cpu"
+    """Device: cpu, cuda, auto. On the cpu, code compiled for the system simulates it."""
+
+    def run(self) -> None:
+        """Simulate, write and report."""
+        from chnn.animation import KINDS, check_kind
+        from chnn.storage.read import read_settings
+        from chnn.storage.settings import Settings
+        from chnn.storage.write import RUN, simulate_run
+
+        kinds = () if self.no_animation or self.animation == ("none",) else tuple(dict.fromkeys(self.animation))
+        for kind in kinds:
+            if kind not in KINDS:
+                raise unknown_name("animation", kind, [*KINDS, "none"])
+            check_kind(kind)  # before an hour of simulation
+        if (self.out is None) == (self.resume is None):
+            raise UserError("give either SYSTEM and --out RUN for a new run or --resume RUN to go on with one")
+        if self.resume is not None:
+            settings = read_settings(self.resume)
+            self._refuse_changes(settings)
+            system, folder = settings.build(), self.resume
+        else:
+            assert self.out is not None
+            if self.system is None:
+                raise UserError(
+                    "expected a SYSTEM to simulate, for example chain-pendulum; chnn simulate --help lists all"
+                )
+            system, folder = system_of_flags(self), self.out
+            parameters = {key: value for key, value in system.parameters().items() if key != "gravity"}
+            settings = Settings(
+                self.system, parameters, self.trajectories, system.dt if self.dt is None else self.dt,
+                system.horizon if self.horizon is None else self.horizon, self.rtol, self.seed, self.format, self.shard,
+                self.failures, self.device,
+            )  # fmt: skip
+            settings.plan(system)
+            if (folder / RUN).exists():
+                raise UserError(
+                    f"{folder} already holds a run; go on with --resume {folder}, or give another --out"
+                )  # fmt: skip
+        with output_directory(folder) as out:
+            metrics = simulate_run(settings, out, system=system)
+            self._draw(system, out, kinds)
+            self._report(metrics, out)
+
+    def _refuse_changes(self, settings: Any) -> None:
+        """With --resume, flags that say otherwise than the run."""
+        defaults = {field.name: field.default for field in fields(self)}
+        own = {**settings.parameters, **settings.to_json()}
+        for name, default in defaults.items():
+            value = getattr(self, name)
+            if name in ("resume", "animation", "no_animation") or value == default:
+                continue
+            if name == "set":
+                raise UserError(f"a run goes on with its own parameters {settings.parameters}; leave out --set")
+            was = own.get(name)
+            if (list(value) if isinstance(value, tuple) else value) != was:
+                flag = "SYSTEM" if name == "system" else "--" + name.replace("_", "-")
+                raise UserError(
+                    f"the run in {self.resume} has {name} {was!r}, got {flag} {value!r}; a run goes on with its own "
+                    "settings: leave the flag out, or begin another run with --out"
+                )
+
+    def _draw(self, system: Any, out: Path, kinds: tuple[str, ...]) -> None:
+        from chnn.animation import animate
+        from chnn.storage.read import load_run
+
+        wanted = [out / f"animation.{kind}" for kind in kinds if not (out / f"animation.{kind}").exists()]
+        if wanted:
+            run = load_run(out, system=system)
+            z = run[0]
+            for path in wanted:
+                animate(system, z, run.t, path)
+
+    def _report(self, metrics: dict[str, Any], out: Path) -> None:
+        change = "change, damped" if metrics["damped"] else "drift"
+        rows = [
+            [f"relative energy {change}, median", f"{metrics['energy_drift_median']:.2e}"],
+            [f"relative energy {change}, largest", f"{metrics['energy_drift_max']:.2e}"],
+            ["position constraint, largest (m^2 or m)", f"{metrics['position_violation_max']:.2e}"],
+            ["velocity constraint, largest (m^2/s or m/s)", f"{metrics['velocity_violation_max']:.2e}"],
+        ]
+        if metrics["failed"]:
+            rows.append(["trajectories that stopped early", str(metrics["failed"])])
+        print_table(
+            f"{metrics['system']} {metrics['parameters']}: {metrics['trajectories']} trajectories of "
+            f"{metrics['horizon']:g} s, rtol {metrics['rtol']:g}, {metrics['total_seconds']:.1f} s",
+            ["quantity", "value"],
+            rows,
+        )
+        print(f"written to {out}")
