@@ -64,8 +64,9 @@ def farthest_points(
         raise ValueError(f"expected a fraction above 0 and up to 1, got {fraction}")
     cloud = cloud_of(group, coords, mask, batch=batch, cell=cell)
     lift = _search_lift(group)
-    on_group = isinstance(lift, ElementLift) and lift.searched_on_group
-    if on_group and elements is None:
+    if not (isinstance(lift, ElementLift) and lift.searched_on_group):
+        elements = None  # distances are those of an embedding
+    elif elements is None:
         elements = lift.elements(cloud.coords, generator)
     place, valid = _padded(cloud)  # (B, N)
     B, N = place.shape  # noqa: N806
@@ -75,11 +76,11 @@ def farthest_points(
     if at_random:
         score = torch.rand(B, N, generator=generator, device=coords.device)
     else:
-        both = (elements, elements) if on_group and elements is not None else None
+        both = None if elements is None else (elements, elements)
         alone = find_neighbours(lift, cloud, cloud, min(8, max(1, N - 1)), elements=both)
         score = alone.squared_radius.squeeze(-1)[place]
     first = _first_largest(score.masked_fill(~valid, -1.0))  # (B,)
-    if on_group and elements is not None:
+    if elements is not None:
         index = _one_after_another(_on_group(group, *(x[place] for x in elements)), valid, first, most)
     else:
         points = lift.embedding(cloud).detach()[place]  # (B, N, e)
@@ -148,8 +149,8 @@ def _by_numbers(
     p, there, start = (numbers(x) for x in (points, valid, first))
     cells = [None] * len(p) if cell is None else numbers(cell)
     index = np.empty((len(p), most), np.int64)
-    for row, *sample in zip(index, p, there, start, cells, strict=True):
-        _order(row, *sample)
+    for row, of_sample, exists, last, in_cell in zip(index, p, there, start, cells, strict=True):
+        _order(row, of_sample, exists, int(last), in_cell)
     return torch.from_numpy(index).to(points.device)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 def kernel_sums(near: Float[Tensor, "M k c"], phi: Float[Tensor, "M k basis"]) -> Float[Tensor, "M c basis"]:
     """``near.mT @ phi``: the sum over neighbours of each feature times each kernel function."""
-    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active() or torch.jit.is_tracing():
+    if torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
         return near.mT @ phi
     if torch.autograd.forward_ad._current_level >= 0:  # tangents pass through plain operations
         return near.mT @ phi
