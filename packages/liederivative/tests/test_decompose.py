@@ -274,6 +274,117 @@ def test_blocks_folded_into_channels_are_followed():
     assert list(found.terms) == ["conv", "act"]
 
 
+class Overwritten(nn.Module):
+    """Memory that is shared or written into between an operation and what reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.both = nn.Conv2d(3, 4, 3, padding=1), Both()
+        self.last = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        h = self.first(x)
+        h = F.relu(h.tanh() + h, inplace=True)  # the sum's memory has room for a term: it must not be used after
+        one, two = self.both(h)
+        return (self.last(one) * two).mean((2, 3))
+
+
+class Both(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4, 3, 3))
+
+    def forward(self, x):
+        a = x.sigmoid()
+        return a, F.conv2d(a, self.weight, padding=1)
+
+
+def test_what_is_overwritten_or_put_off_keeps_its_tangents():
+    net, x = seeded(Overwritten), images(2, 3, 12, 12)
+    for by in ("layer", "type"):
+        found = decompose(net, x, "rotate", by=by)
+        assert found.closure < 1e-12
+        torch.testing.assert_close(found.total, lie_derivative(net, x, "rotate"), rtol=1e-10, atol=1e-12)
+
+
+class Unfolded(nn.Module):
+    """Patches cut out by im2col, put back by col2im: apart, or overlapping; and recurrent layers along the rows."""
+
+    def __init__(self, kernel: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.options = {"kernel_size": kernel, "stride": stride, "padding": padding}
+        self.lift, self.act = nn.Conv2d(3, 4, 1), nn.Tanh()
+        self.rows = nn.LSTM(4, 3, batch_first=True, bidirectional=True)
+
+    def forward(self, x):
+        h = F.unfold(self.lift(x), **self.options)
+        h = F.fold(self.act(h), x.shape[-2:], **self.options)
+        h = h.permute(0, 2, 3, 1)  # (B, H, W, 4)
+        rows = self.rows(h.flatten(0, 1))[0].unflatten(0, h.shape[:2])
+        return rows.square().mean((1, 2))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(4, 4, 0), (3, 2, 1)])
+def test_patches_by_im2col_and_recurrent_layers_are_followed(kernel, stride, padding):
+    net, x = seeded(lambda: Unfolded(kernel, stride, padding)), images(2, 3, 12, 16)
+    found = decompose(net, x, "rotate")
+    assert found.closure < 1e-12
+    assert not found.unknown
+    torch.testing.assert_close(found.total, lie_derivative(net, x, "rotate"), rtol=1e-10, atol=1e-12)
+    # Blocks that neither overlap nor leave gaps are a permutation, which moves nothing but places.
+    moves_only = kernel == stride
+    assert ("model:im2col" in found.functional) is not moves_only
+    assert ("model:col2im" in found.functional) is not moves_only
+    assert "rows" in found.terms
+    by_pixel = decompose(nn.Sequential(net.lift, nn.Tanh()), x, "rotate", output="NCHW")
+    assert by_pixel.closure < 1e-12
+
+
+def test_overlapping_blocks_by_unfold_lie_at_their_middles():
+    class Halo(nn.Module):
+        def forward(self, x):
+            x = F.pad(x, (1, 1, 1, 1))
+            blocks = x.unfold(2, 6, 4).unfold(3, 6, 4)  # (B, C, 3, 4, 6, 6)
+            return blocks.amax((4, 5)).tanh().mean((2, 3))
+
+    class Pooled(nn.Module):
+        def forward(self, x):
+            return F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 6, 4).tanh().mean((2, 3))
+
+    x = images(2, 3, 12, 16).abs()
+    one, two = decompose(Halo(), x, "rotate"), decompose(Pooled(), x, "rotate")
+    assert not one.unknown
+    torch.testing.assert_close(one.total, two.total)
+    torch.testing.assert_close(one.functional["model:tanh"], two.functional["model:tanh"])
+
+
+def test_convolutions_and_pooling_within_windows_are_followed():
+    class Within(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.pool, self.act = nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.Tanh()
+
+        def forward(self, x):
+            w = x.view(-1, 3, 3, 4, 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, 4, 4)
+            w = self.act(self.pool(self.conv(w)))  # (12 B, 4, 2, 2)
+            h = w.view(-1, 3, 4, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(-1, 4, 6, 8)
+            return F.gelu(h).mean((2, 3))
+
+    net, x = seeded(Within), images(2, 3, 12, 16)
+    found = decompose(net, x, "rotate")
+    assert found.closure < 1e-12
+    assert not found.unknown
+    # The map put together again lies on the grid that a pooling of the whole image has.
+    a = torch.tensor([GENERATORS["rotate"].coefficients], dtype=x.dtype)
+    w = x.view(-1, 3, 3, 4, 4, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, 4, 4)
+    w = net.act(net.pool(net.conv(w)))
+    h = w.view(-1, 3, 4, 4, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(-1, 4, 6, 8)
+    domain = Domain((12, 16))
+    ideal = NCHW().tangents(h, a, domain)[0]
+    local = torch.func.jvp(F.gelu, (h,), (ideal,))[1] - NCHW().tangents(F.gelu(h), a, domain)[0]
+    torch.testing.assert_close(found.functional["model:gelu"], local.mean((2, 3)), rtol=1e-9, atol=1e-12)
+
+
 class Shuffled(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -129,6 +129,7 @@ class Dual(torch.Tensor):
         """Write tangents, through to the base if this is a view."""
         if self._source is None:
             self._tangents, self._lazy, self._rows = tangents, None, rows if tangents is not None else ()
+            self.buffer = None
             return
         root = self.root
         if tangents is None and not root.moves:

@@ -98,10 +98,21 @@ class Tracer(DualMode):
             if any(inside for _, inside in self._stack):
                 return None  # a module called by a leaf belongs to that leaf
             label = self._numbered(name)
+            if isinstance(module, nn.RNNBase):
+                out = self._along_sequence(args, out)
             with _disable_current_modes():  # what follows is arithmetic on plain tensors
                 return self._split(out, label, type(module).__name__, declared, name)
 
         return hook
+
+    def _along_sequence(self, args: Any, out: Any) -> Any:
+        """The outputs of a recurrent layer lie where its inputs do, whatever becomes of the channels in between."""
+        x, y = args[0] if args else None, out[0]
+        if not isinstance(x, Dual) or x.layout_axes is None or not isinstance(y, Dual) or not y.moves:
+            return out
+        y = self._own(y)
+        y.layout_axes, y.clean = (*x.layout_axes[:-1], plain(y.shape[-1])), False
+        return (y, *out[1:])
 
     def _numbered(self, name: str) -> str:
         """A module's second call is another layer: ``relu#2``."""

@@ -28,6 +28,7 @@ from liederivative.layerwise.axes import (
     plain,
     plain_axes,
     reshaped,
+    simplified,
     whole_line,
     with_copy,
 )
@@ -130,6 +131,10 @@ def track(name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any, inde
     if name in ("pixel_shuffle", "pixel_unshuffle"):
         found = None if axes is None else _resampled(axes, value, 2, domain)
         return (None if found is None else (*found[:-3], plain(value.shape[-3]), *found[-2:])), False
+    if name == "im2col":
+        return (None, False) if axes is None else _unfolded(axes, args, value)
+    if name == "col2im":
+        return (None, False) if axes is None else _folded(axes, args, domain)
     if name == "repeat":
         return (None if axes is None else _repeated(axes, args[1])), False
     return _pointwise(name, args, value) if name in POINTWISE else (None, False)
@@ -177,7 +182,7 @@ def _moves_only(
         at = at + length(factors) if at < 0 else at
         part = _sliced(factors, at, at + 1, 1)
         return part is not None and not lies_in_plane(part)
-    if name == "slice" or "split" in name:
+    if name in ("slice", "unfold") or "split" in name:
         return {line for f in found for line in lines_of(f)} <= {line for f in axes for line in lines_of(f)}
     return True
 
@@ -268,13 +273,115 @@ def _new_line(old: Factors, size: int, kind: int, domain: Domain) -> Factors:
 
 
 def _resampled(axes: Axes, value: Tensor, n: int, domain: Domain) -> Axes | None:
-    """Channels first, then n spatial axes that are lines, or are none."""
+    """Channels first, then n spatial axes that are lines, blocks of lines, or neither."""
     n = min(n, len(axes) - 1)
-    space = axes[-n:]
-    if any(lies_in_plane(factors) and whole_line(factors) is None for factors in space):
+    for i, size in enumerate(value.shape[-n:]):
+        dim = len(axes) - n + i
+        old = axes[dim]
+        if not lies_in_plane(old) or whole_line(old) is not None:
+            axes = (*axes[:dim], _new_line(old, size, i, domain), *axes[dim + 1 :])
+            continue
+        within = _block_resampled(axes, dim, size, domain)
+        if within is None:
+            return None
+        axes = within
+    return axes
+
+
+def _block_resampled(axes: Axes, dim: int, size: int, domain: Domain) -> Axes | None:
+    """Another number of places within each block, such as a window, of the line that axis ``dim`` has blocks of."""
+    block = axes[dim][0]
+    if len(axes[dim]) > 1 or not isinstance(block, Atom) or block.line is None or block.stride != 1:
         return None
-    lines = [_new_line(old, size, i, domain) for i, (old, size) in enumerate(zip(space, value.shape[-n:], strict=True))]
-    return (*axes[: len(axes) - n], *lines)
+    if size == block.size:
+        return axes
+    line, count = block.line, block.line.axis.size // block.size
+    others = [atom for factors in axes for atom in factors if isinstance(atom, Atom) and atom.line == line]
+    if (
+        line.axis.size % block.size
+        or line.shift % block.size
+        or any(a.stride % block.size for a in others if a != block)
+    ):
+        return None
+    fine = Axis.over(count * size, domain.size[line.kind])
+    new = replace(line, axis=fine, shift=line.shift // block.size * size)
+
+    def renewed(factor: Atom | Union) -> Atom | Union:
+        if not isinstance(factor, Atom) or factor.line != line:
+            return factor
+        if factor == block:
+            return Atom(size, new if size > 1 else None)
+        return Atom(factor.size, new, factor.stride // block.size * size)
+
+    return tuple(tuple(renewed(factor) for factor in factors) for factors in axes)
+
+
+def _blocks(factors: Factors, size: int, step: int, count: int) -> tuple[Factors, Factors] | None:
+    """A line as ``count`` blocks of ``size`` places, ``step`` apart: the axis of blocks, and that within a block.
+
+    Blocks that overlap or leave gaps lie at their middles, as the output of a convolution does.
+    """
+    line = whole_line(factors)
+    if line is None or line.shift:
+        return (plain(count), plain(size)) if not lies_in_plane(factors) else None
+    if size == step and count * size == line.axis.size:
+        return (Atom(count, line, size),), (Atom(size, line),)
+    a = line.axis
+    axis = Axis(count, a.start + (size - 1) / 2 * a.step, step * a.step)
+    return ((Atom(count, replace(line, axis=axis)),) if count > 1 else plain(1)), plain(size)
+
+
+def _unfolded(axes: Axes, args: Sequence[Any], value: Tensor) -> tuple[Axes | None, bool]:
+    """im2col: (B, C, H, W) -> (B, C kh kw, oh ow)."""
+    kernel, dilation, padding, stride = args[1:5]
+    if len(axes) != 4 or any(d != 1 for d in dilation) or lies_in_plane(axes[1]):
+        return None, False
+    found = []
+    for factors, k, pad, s in zip(axes[2:], kernel, padding, stride, strict=True):
+        line = whole_line(factors)
+        if line is None or line.shift:
+            return None, False
+        count = (line.axis.size + 2 * pad - k) // s + 1
+        wide = replace(
+            line, axis=Axis(line.axis.size + 2 * pad, line.axis.start - pad * line.axis.step, line.axis.step)
+        )
+        blocks = _blocks((Atom(wide.axis.size, wide),) if pad else factors, k, s, count)
+        if blocks is None:
+            return None, False
+        found.append(blocks)
+    (rows, high), (columns, wide) = found
+    whole = all(lies_in_plane(inner) for inner in (high, wide))
+    return (axes[0], simplified((*axes[1], *high, *wide)), simplified((*rows, *columns))), whole
+
+
+def _folded(axes: Axes, args: Sequence[Any], domain: Domain) -> tuple[Axes | None, bool]:
+    """col2im: (B, C kh kw, oh ow) -> (B, C, H, W)."""
+    size, kernel, _, padding, stride = map(list, args[1:6])
+    if len(axes) != 3:
+        return None, False
+    count = [(n + 2 * p - k) // s + 1 for n, k, p, s in zip(size, kernel, padding, stride, strict=True)]
+    apart = (
+        kernel == stride and not any(padding) and all(c * k == n for c, k, n in zip(count, kernel, size, strict=True))
+    )
+    channels = length(axes[1]) // (kernel[0] * kernel[1])
+    if not lies_in_plane(axes[1]):  # summed up by a kernel, as by a transposed convolution
+        grid = reshaped(axes[2:], count)
+        if grid is None or any(whole_line(factors) is None for factors in grid):
+            return None, False
+        lines = [_new_line(old, n, i, domain) for i, (old, n) in enumerate(zip(grid, size, strict=True))]
+        return (axes[0], plain(channels), *lines), False
+    split = reshaped(axes[1:], (channels, *kernel, *count)) if apart else None
+    if split is None:
+        return None, False
+    c, high, wide, rows, columns = split
+    found = reshaped((axes[0], c, rows, high, columns, wide), (length(axes[0]), channels, *size))
+    return found, found is not None
+
+
+def _unfold(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, index: int | None) -> Axes | None:
+    dim, size, step = args[1] % len(axes), args[2], args[3]
+    blocks = _blocks(axes[dim], size, step, value.shape[dim])
+    return None if blocks is None else (*axes[:dim], blocks[0], *axes[dim + 1 :], blocks[1])
 
 
 def _convolved(axes: Axes | None, args: Sequence[Any], value: Tensor, domain: Domain) -> tuple[Axes | None, bool]:
@@ -511,4 +618,5 @@ _MOVEMENTS = {
     "roll": _roll,
     "flip": _flip,
     "index_select": _index_select,
+    "unfold": _unfold,
 }

@@ -219,6 +219,7 @@ RULES = {
             "reflection_pad2d",
             "replication_pad2d",
             "im2col",
+            "col2im",
         ),
         _first_axes_folded,
     ),
