@@ -120,7 +120,7 @@ def parquet_library() -> Any:
         UserError: names the extra that brings it.
     """
     try:
-        import pyarrow.parquet
+        import pyarrow.parquet  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             f"parquet needs pyarrow, which is not here ({error}): pip install 'chnn[parquet]' or pip install pyarrow, "
@@ -131,7 +131,7 @@ def parquet_library() -> Any:
 
 def _write_parquet(path: Path, system: System, rows: range, t: np.ndarray, z: np.ndarray, drifts: Drifts) -> None:
     parquet = parquet_library()
-    import pyarrow as pa
+    import pyarrow as pa  # pyright: ignore[reportMissingImports]
 
     half = system.num_points * system.spatial_dim
     names = column_names(system)
