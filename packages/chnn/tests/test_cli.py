@@ -29,23 +29,14 @@ def fails(capsys, *argv) -> str:
 
 @pytest.mark.parametrize(
     "system",
-    [
-        ["chain-pendulum", "--links", "3"],
-        ["coupled-pendulum", "--bobs", "2"],
-        ["magnet-pendulum", "--set", "magnets=3", "published_sign=true"],
-        ["gyroscope"],
-        ["rotor"],
-        ["cart-pole"],
-        ["satellite"],
-        ["four-bar", "--set", "crank=0.3"],
-        ["bead", "--set", "surface=torus"],
-        ["rope", "--links", "6"],
-    ],
+    [["coupled-pendulum", "--bobs", "2"], ["rotor"], ["four-bar", "--set", "crank=0.3"],
+     ["bead", "--set", "surface=torus"]],
     ids=lambda system: system[0],
-)
+)  # fmt: skip
 def test_simulate(tmp_path, system, capsys):
     out = tmp_path / "deep" / "run"
-    assert main(["simulate", *system, "--trajectories", "2", "--horizon", "0.3", "--out", str(out)]) == 0
+    assert main(["simulate", *system, "--trajectories", "2", "--horizon", "0.2", "--animation", "gif", "html", "--out",
+                 str(out)]) == 0  # fmt: skip
     assert "relative energy drift" in capsys.readouterr().out
     result = metrics(out)
     assert result["energy_drift_max"] < 1e-9 and result["position_violation_max"] < 1e-14
@@ -53,11 +44,16 @@ def test_simulate(tmp_path, system, capsys):
     assert result["parameters"].get("gravity", 9.81) == 9.81
     with np.load(out / "trajectories.npz", allow_pickle=False) as file:
         assert file["z"].shape[:3] == (2, len(file["t"]), 2) and file["z"].dtype == np.float64
-    assert Image.open(out / "animation.gif").n_frames > 3
-    names = ["animation.gif", "drifts.csv", "metrics.json", "run.json", "trajectories.npz"]
+    assert Image.open(out / "animation.gif").n_frames == 6  # 0.2 s at 25 a second, both ends
+    names = ["animation.gif", "animation.html", "drifts.csv", "metrics.json", "run.json", "trajectories.npz"]
     assert sorted(path.name for path in out.iterdir()) == names
-    assert main(["animate", str(out), "--trajectory", "1", "--out", str(tmp_path / "animation")]) == 0
-    assert Image.open(tmp_path / "animation" / "animation.gif").n_frames > 3
+    if system[0] != "rotor":
+        return
+    assert main(["animate", str(out), "--trajectory", "1", "--size", "40", "--out", str(tmp_path / "drawn")]) == 0
+    assert Image.open(tmp_path / "drawn" / "animation.gif").size == (40, 40)
+    film = tmp_path / "films" / "a.html"
+    assert main(["animate", str(out), "--speed", "0.5", "--out", str(film)]) == 0
+    assert '"frames":11' in film.read_text() and list(film.parent.iterdir()) == [film]
 
 
 @pytest.mark.parametrize("model", ["chnn", "clnn", "hnn"])
@@ -71,7 +67,8 @@ def test_train_and_evaluate_bit_for_bit(tmp_path, model):
     assert (out / "errors.png").stat().st_size > 1000
     assert [json.loads(line)["step"] for line in (out / "train.jsonl").read_text().splitlines()] == [6]
     if model == "chnn":
-        assert main(["animate", str(out)]) == 0
+        assert main(["animate", str(out), "--animation", "html"]) == 0
+        assert '"ghost":"' in (out / "animation" / "animation.html").read_text()
 
 
 def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
@@ -125,6 +122,8 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
         (["train", "chain-pendulum", "--learning-rate", "nan", "--out", out], "--learning-rate"),
         (["evaluate", tmp_path / "none"], "does not exist"),
         (["animate", tmp_path / "none"], "does not exist"),
+        (["animate", tmp_path / "none", "--animation", "mov"], "unknown kind of animation 'mov'"),
+        (["animate", tmp_path / "none", "--fps", "0"], "positive --speed, --fps and --size"),
         (["trian"], "did you mean 'train'"),
     ]
     for argv, message in cases:
@@ -155,9 +154,6 @@ def test_broken_runs_are_one_line(tmp_path, capsys):
     assert "not of a chnn training run" in fails(capsys, "evaluate", run)
     (run / "config.json").write_text("{")
     assert "as JSON" in fails(capsys, "evaluate", run)
-    simulation = tmp_path / "simulation"
-    arguments = ["--horizon", "0.1", "--trajectories", "1", "--no-animation", "--out", str(simulation)]
-    assert main(["simulate", "chain-pendulum", *arguments]) in (0, 2)
 
 
 @pytest.mark.parametrize("command", [[], ["simulate"], ["train"], ["evaluate"], ["animate"]])

@@ -145,15 +145,24 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Animate:
-    """Draw a simulation, or a model's prediction over the truth in grey, as GIF.
+    """Draw a simulation, or a model's prediction over the truth in grey: GIF, MP4 or an interactive page.
 
-    Example: chnn animate runs/chnn2 --out runs/chnn2/animation
+    Example: chnn animate runs/chain3 --trajectory 2 --out chain.html
     """
 
     run_dir: tyro.conf.Positional[Path]
     """Folder of a simulation or of a finished training run."""
     out: Path | None = None
-    """Folder for animation.gif and metrics.json; RUN_DIR/animation by default."""
+    """File to write, by its suffix .gif, .mp4 or .html; or a folder for animation.gif and metrics.json, by default
+    RUN_DIR/animation."""
+    animation: tuple[str, ...] = ("gif",)
+    """In a folder: any of gif, mp4 and html."""
+    speed: float = 1.0
+    """Simulated seconds a second."""
+    fps: int = 25
+    """Frames a second."""
+    size: int = 480
+    """Pixels of the sides of a gif or mp4."""
     trajectory: int = 0
     """Which trajectory."""
     seed: int = 0
@@ -165,13 +174,21 @@ class Animate:
         """Draw."""
         import torch
 
-        from chnn.animation import animate
+        from chnn.animation import KINDS, animate, check_kind
         from chnn.evaluation import relative_error
         from chnn.storage import load_run
         from chnn.storage.write import RUN
 
         if self.trajectory < 0:
             raise UserError(f"expected a --trajectory of at least 0, got {self.trajectory}")
+        file = self.out if self.out is not None and self.out.suffix.lower().lstrip(".") in KINDS else None
+        kinds = () if file is not None else tuple(dict.fromkeys(self.animation))
+        for kind in kinds or (self.out or Path()).suffix.lower().lstrip(".").split():
+            check_kind(kind)
+        if not (0 < self.speed < float("inf") and self.fps > 0 and self.size > 0):
+            raise UserError(
+                f"expected positive --speed, --fps and --size, got {self.speed:g}, {self.fps} and {self.size}"
+            )
         device = resolve_device(self.device)
         metrics: dict[str, Any] = {"trajectory": self.trajectory, "seed": self.seed, "versions": provenance("chnn")}
         if (self.run_dir / RUN).exists():
@@ -188,8 +205,15 @@ class Animate:
                 predicted = model.double().rollout(z0.to(device), t).cpu()
             chosen, truth = predicted[0], both[0]
             metrics["relative_error_at_end"] = float(relative_error(predicted, both)[0, -1])
+        options: dict[str, Any] = {"truth": truth, "speed": self.speed, "fps": self.fps, "size": self.size}
+        if file is not None:
+            with output_directory(file.parent):
+                animate(system, chosen, t, file, **options)
+            print(f"written to {file}")
+            return
         with output_directory(self.out or self.run_dir / "animation") as out:
-            animate(system, chosen, t, out / "animation.gif", truth=truth)
+            for kind in kinds:
+                animate(system, chosen, t, out / f"animation.{kind}", **options)
             write_json(out / "metrics.json", metrics)
             rows = [[key, value] for key, value in metrics.items() if key != "versions"]
             print_table(f"animation of {self.run_dir}", ["quantity", "value"], rows)

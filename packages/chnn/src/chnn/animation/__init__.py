@@ -1,5 +1,6 @@
-"""Moving pictures of trajectories."""
+"""Moving pictures of trajectories: GIF, MP4, and interactive pages, drawn without a screen."""
 
-from chnn.animation.gif import KINDS, animate, check_kind
+from chnn.animation.film import KINDS, animate, check_kind, snapshot
+from chnn.animation.render import Camera
 
-__all__ = ["KINDS", "animate", "check_kind"]
+__all__ = ["KINDS", "Camera", "animate", "check_kind", "snapshot"]
