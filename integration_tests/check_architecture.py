@@ -42,6 +42,7 @@ ROOMS_ABOVE: dict[str, tuple[str, ...]] = {
     "liederivative.derivative": ("metrics", "zoo", "sweep", "report", "cli"),
     "liederivative.metrics": ("zoo", "sweep", "report", "cli"),
     "chnn.mechanics": ("systems", "simulation", "models", "training", "evaluation", "animation", "storage", "cli"),
+    "chnn.formats": ("systems", "simulation", "models", "training", "evaluation", "animation", "storage", "cli"),
     "chnn.models": ("systems", "simulation", "training", "evaluation", "animation", "storage", "cli"),
     "chnn.systems": ("models", "training", "evaluation", "animation", "storage", "cli"),
     "chnn.animation": ("storage", "cli"),

@@ -19,6 +19,7 @@ from chnn.mechanics.description import Description, Drawing
 from chnn.mechanics.dynamics import hamiltonian_velocity, lagrangian_acceleration
 from chnn.mechanics.forces import Damping, Dipoles, Force, Gravity, Potential, Springs, potential_gradient
 from chnn.mechanics.projection import project_fixed, project_positions, project_velocity
+from chnn.mechanics.rotation_forces import RotationalDamping, TorsionSprings
 
 __all__ = [
     "GRAVITY",
@@ -36,7 +37,9 @@ __all__ = [
     "Metric",
     "Place",
     "Potential",
+    "RotationalDamping",
     "Springs",
+    "TorsionSprings",
     "ball",
     "box",
     "cylinder",

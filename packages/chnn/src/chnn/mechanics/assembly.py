@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from lie.run import UserError
+from lie.run import UserError, unknown_name
 from torch import Tensor
 
 from chnn.mechanics.bodies import (
@@ -32,6 +32,7 @@ from chnn.mechanics.constraints import Constraints, Surface
 from chnn.mechanics.description import Description, Drawing
 from chnn.mechanics.forces import Damping, Dipoles, Force, Gravity, Potential, Springs
 from chnn.mechanics.redundancy import find_states, independent_joints, independent_rows
+from chnn.mechanics.rotation_forces import RotationalDamping, TorsionSprings
 
 GRAVITY = 9.81
 """Acceleration of gravity along the negative last axis, m/s^2."""
@@ -51,10 +52,7 @@ class Place:
 
     def __sub__(self, other: Place) -> Place:
         """The vector from ``other`` to this place."""
-        joint = dict(self.weights)
-        for index, weight in other.weights:
-            joint[index] = joint.get(index, 0.0) - weight
-        return Place(f"{self.label} - {other.label}", tuple(joint.items()))
+        return Place(f"{self.label} - {other.label}", _sum(self, other, -1.0))
 
 
 @dataclass(frozen=True)
@@ -130,6 +128,13 @@ class Assembly:
             self._scalar.append((label, span, np.zeros(self.dim), length, None, None))
         return BodyHandle(body)
 
+    def handle(self, name: str) -> BodyHandle:
+        """The body called ``name``."""
+        for body in self._bodies:
+            if body.name == name:
+                return BodyHandle(body)
+        raise unknown_name("body", name, [body.name for body in self._bodies])
+
     def point(self, name: str, mass: float, *, position: Vector | None = None) -> BodyHandle:
         """Add a point mass."""
         return self.body(name, 0, Inertia(float(mass)), position=position)
@@ -151,15 +156,15 @@ class Assembly:
                              self._length(length, label), None, None))  # fmt: skip
         self._draw_rod(anchor, a)
 
-    def ball_joint(self, a: Place | BodyHandle, b: Place | BodyHandle) -> None:
-        """Two points of bodies coincide."""
+    def ball_joint(self, a: Place | BodyHandle, b: Place | BodyHandle, *, name: str | None = None) -> None:
+        """Two points of bodies coincide; errors show the ``name``, by default that of the places."""
         a, b = _place(a), _place(b)
-        self._joint(f"ball joint of {a.label} and {b.label}", a - b, np.zeros(self.dim))
+        self._joint(name or f"ball joint of {a.label} and {b.label}", a - b, np.zeros(self.dim))
 
-    def pin(self, a: Place | BodyHandle, anchor: Vector) -> None:
+    def pin(self, a: Place | BodyHandle, anchor: Vector, *, name: str | None = None) -> None:
         """A point is fixed in space; the body may turn about it."""
         a = _place(a)
-        label = f"pin of {a.label}"
+        label = name or f"pin of {a.label}"
         self._joint(label, a, self._vector(anchor, f"the anchor of the {label}"))
         self._anchor(self._vector(anchor, label))
 
@@ -169,6 +174,8 @@ class Assembly:
         b: Place | BodyHandle | Vector,
         axis_a: Place | None = None,
         axis_b: Place | Vector | None = None,
+        *,
+        name: str | None = None,
     ) -> None:
         """Two points coincide and, in space, two unit directions stay parallel; ``b`` may be fixed in space.
 
@@ -177,24 +184,44 @@ class Assembly:
             b: point of a body, or a fixed place.
             axis_a: direction in the body of ``a``: ``handle.along(...)``, of length 1. None in the plane.
             axis_b: direction in the body of ``b``, or fixed in space.
+            name: what errors call it; by default its places.
         """
         if isinstance(b, (Place, BodyHandle)):
-            self.ball_joint(a, b)
+            self.ball_joint(a, b, name=name)
         else:
-            self.pin(a, b)
+            self.pin(a, b, name=name)
         if self.dim == 2:
             return
         if axis_a is None or axis_b is None:
             raise UserError("expected the axes of a hinge in space: axis_a=body.along(...), axis_b=other.along(...)")
-        label = f"hinge axis {axis_a.label}"
-        if isinstance(axis_b, Place):
-            self._joint(label, axis_a - axis_b, np.zeros(self.dim))
-        else:
-            self._joint(label, axis_a, self._vector(axis_b, f"the {label}"))
+        self.weld_direction(axis_a, axis_b, name=f"hinge axis {name or axis_a.label}")
 
-    def weld_direction(self, direction: Place, fixed: Vector) -> None:
-        """A direction of a body is fixed in space."""
-        self._joint(f"direction {direction.label}", direction, self._vector(fixed, f"the direction {direction.label}"))
+    def weld_direction(self, direction: Place, fixed: Place | Vector, *, name: str | None = None) -> None:
+        """A direction of a body stays that of another body (`Place`), or is fixed in space."""
+        label = name or f"direction {direction.label}"
+        if isinstance(fixed, Place):
+            self._joint(label, direction - fixed, np.zeros(self.dim))
+        else:
+            self._joint(label, direction, self._vector(fixed, f"the {label}"))
+
+    def keep_angle(self, a: Place, b: Place | Vector, angle: float = 0.5 * np.pi, *, name: str | None = None) -> None:
+        """Two unit directions keep an angle (rad), the second in another body or in space: ``|a + b|^2`` is constant.
+
+        With a ball joint at the crossing of the axes this is a universal joint, with a right angle.
+        """
+        label = name or f"angle of {a.label}" + (f" and {b.label}" if isinstance(b, Place) else "")
+        if not 1e-6 < angle < np.pi - 1e-6:
+            raise UserError(f"expected an angle between 0 and pi for the {label}, got {angle:g}; "
+                            "weld_direction keeps two directions parallel")  # fmt: skip
+        length = float(2.0 * np.cos(0.5 * angle))
+        if isinstance(b, Place):
+            span = Place(label, _sum(a, b))
+            self._scalar.append((label, span, np.zeros(self.dim), length, None, None))
+        else:
+            unit = self._vector(b, f"the direction of the {label}")
+            if not np.isclose(np.linalg.norm(unit), 1.0, rtol=0.0, atol=1e-9):
+                raise UserError(f"expected a unit vector for the {label}, got {unit.tolist()}")
+            self._scalar.append((label, a, -unit, length, None, None))
 
     def on_plane(self, a: Place | BodyHandle, origin: Vector, normal: Vector) -> None:
         """A point stays on a plane (in two dimensions, on a line)."""
@@ -262,6 +289,55 @@ class Assembly:
         else:
             self._dampers.append((_place(a) if b is None else _place(a) - _place(b), float(coefficient)))
 
+    def rotational_damping(self, coefficient: float, a: BodyHandle, b: BodyHandle | None = None) -> None:
+        """The torque ``-coefficient omega``, N m s/rad, on the turning of ``a`` against ``b``, or in space.
+
+        Both need as many axes as space has dimensions.
+        """
+        if not 0.0 <= coefficient < float("inf"):
+            raise UserError(f"expected a damping coefficient of at least 0, got {coefficient}")
+        d = self.dim
+        for handle in (a, b):
+            if handle is not None and handle.body.dim != d:
+                raise UserError(f"expected a body with {d} axes to damp its turning, got '{handle.body.name}' with "
+                                f"{handle.body.dim}; damp the velocity of its points by damping(...)")  # fmt: skip
+
+        def axes(handle: BodyHandle, n: int) -> Tensor:
+            rows = [combined(dict(handle.along(*row).weights), n) for row in np.eye(d)]
+            return _tensor(rows, 1, d, n)
+
+        def make(n: int) -> RotationalDamping:
+            A = torch.zeros(1, d, n, dtype=torch.float64) if b is None else axes(b, n)  # noqa: N806
+            fixed = torch.eye(d, dtype=torch.float64)[None] * float(b is None)
+            return RotationalDamping(A, fixed, axes(a, n), _tensor([coefficient], 1))
+
+        self._forces.append(make)
+
+    def torsion_spring(
+        self, turning: Place, zero: Place | Vector, quarter: Place | Vector, stiffness: float, rest: float = 0.0
+    ) -> None:
+        """A spring, N m/rad, on the angle of a direction from ``zero`` towards ``quarter``, slack at ``rest`` rad.
+
+        Args:
+            turning: unit direction of the body that turns, at a right angle to the axis.
+            zero, quarter: unit directions at right angles to the axis and to one another, in the other body or fixed.
+            stiffness, rest: of the spring.
+        """
+        if not (0.0 <= stiffness < float("inf") and np.isfinite(rest)):
+            raise UserError(f"expected a torsion spring with stiffness of at least 0 and a finite rest angle, got "
+                            f"{stiffness} and {rest}")  # fmt: skip
+        none = np.zeros(self.dim)
+        ends = [(dict(each.weights), none) if isinstance(each, Place) else
+                ({}, self._vector(each, f"a direction of the torsion spring of {turning.label}"))
+                for each in (zero, quarter)]  # fmt: skip
+
+        def make(n: int) -> TorsionSprings:
+            (A, a), (B, b) = ((_tensor(combined(w, n), 1, n), _tensor(v, 1, self.dim)) for w, v in ends)  # noqa: N806
+            row = _tensor(combined(dict(turning.weights), n), 1, n)
+            return TorsionSprings(row, A, a, B, b, _tensor([stiffness], 1), _tensor([rest], 1))
+
+        self._forces.append(make)
+
     def potential(self, function: Callable[[Tensor], Tensor]) -> None:
         """Any potential energy of the points: x (..., n, d) -> (...), joules."""
         self._forces.append(lambda n: Potential(function))
@@ -305,12 +381,14 @@ class Assembly:
     def _n(self) -> int:
         return sum(body.dim + 1 for body in self._bodies)
 
-    def build(self, name: str, *, check: bool = True) -> Description:
+    def build(self, name: str, *, check: bool = True, states: Tensor | None = None) -> Description:
         """The finished system.
 
         Args:
             name: of the system.
             check: look for constraints that depend on one another or cannot hold.
+            states: (S, n, d), configurations on the constraints at which to look, the first the reference; by default
+                they are searched for.
 
         Raises:
             UserError: without bodies, or for impossible constraints; names them.
@@ -343,7 +421,7 @@ class Assembly:
         reference = torch.from_numpy(np.concatenate(self._start))
         inverse = inverse_mass_matrix(E, inertia)
         if check and constraints.num_constraints:
-            states = find_states(constraints, inverse, reference)
+            states = find_states(constraints, inverse, reference) if states is None else states
             reference = states[0]
             rows = independent_rows(constraints, inverse, states)
             redundant += [constraints.names[row] for row in range(C) if row not in rows]
@@ -426,5 +504,13 @@ def _place(value: Place | BodyHandle) -> Place:
     return value
 
 
-def _tensor(rows: Sequence, *shape: int) -> Tensor:
+def _sum(a: Place, b: Place, sign: float = 1.0) -> tuple[tuple[int, float], ...]:
+    """The weights of ``a + sign b``."""
+    joint = dict(a.weights)
+    for index, weight in b.weights:
+        joint[index] = joint.get(index, 0.0) + sign * weight
+    return tuple(joint.items())
+
+
+def _tensor(rows: Sequence | np.ndarray, *shape: int) -> Tensor:
     return torch.from_numpy(np.array(rows, dtype=float).reshape(shape))

@@ -368,6 +368,32 @@ def _norm(x: np.ndarray, order: float = 2, dim: Any = None, keepdim: bool = Fals
     return _map(lambda entry: apply("sqrt", entry), _sum(x * x, dim, keepdim))
 
 
+def _atan2(y: Any, x: Any) -> np.ndarray:
+    ys, xs = np.broadcast_arrays(np.asarray(y, dtype=object), np.asarray(x, dtype=object))
+    out = np.empty(ys.shape, dtype=object)
+    for index in np.ndindex(out.shape):
+        out[index] = _angle(ys[index], xs[index])
+    return out
+
+
+def _angle(s: Any, c: Any) -> Any:
+    """atan2(s, c) by halving the angle four times, then its series; NaN at the origin."""
+    if not isinstance(s, Symbol) and not isinstance(c, Symbol):
+        return math.atan2(s, c)
+    r = apply("sqrt", s * s + c * c)
+    # The half angle as a vector (C, S) with C >= 0, in a form that does not cancel: (r + c, s) or (|s|, +-(r - c)).
+    left, below = _compare("lt")(c, 0.0).item(), _compare("lt")(s, 0.0).item()
+    size, height = _where(below, -s, s).item(), _where(below, c - r, r - c).item()
+    C, S = _where(left, size, r + c).item(), _where(left, height, s).item()  # noqa: N806
+    t = S / (apply("sqrt", C * C + S * S) + C)
+    for _ in range(2):
+        t = t / (apply("sqrt", t * t + 1.0) + 1.0)
+    square, series = t * t, 0.0  # |t| <= tan(pi / 16) = 0.199, and 0.199^24 / 25 is below rounding
+    for k in range(11, -1, -1):
+        series = series * square + (-1.0) ** k / (2 * k + 1)
+    return series * t * 16.0
+
+
 def _filled(value: float) -> Callable[..., np.ndarray]:
     return lambda x, *_, **__: np.full(np.shape(x), value, dtype=object)
 
@@ -413,7 +439,7 @@ _RUN: dict[str, Callable[..., Any]] = {
     "dot": lambda a, b: _product(a[None], b[:, None])[0, 0],
     "sum": _sum, "linalg_vector_norm": _norm, "where": _where,
     **{name: _compare(name) for name in COMPARISONS}, "masked_fill": lambda x, mask, value: _where(mask, value, x),
-    "is_same_size": lambda a, b: True, "_has_same_storage_numel": lambda a, b: True,
+    "atan2": _atan2, "is_same_size": lambda a, b: True, "_has_same_storage_numel": lambda a, b: True,
     "new_empty_strided": lambda x, size, *_, **__: np.zeros(tuple(size), dtype=object),
     "copy": lambda x, source, *_: np.broadcast_to(np.asarray(source, dtype=object), np.shape(x)),
     "_efficientzerotensor": lambda size, **_: np.zeros(tuple(size), dtype=object),

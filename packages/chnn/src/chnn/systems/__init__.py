@@ -9,6 +9,7 @@ from chnn.systems.four_bar import FourBar
 from chnn.systems.magnet import MagnetPendulum
 from chnn.systems.names import SYSTEMS, system_by_name
 from chnn.systems.rigid import Gyroscope, Rotor
+from chnn.systems.robot import Robot
 from chnn.systems.rope import Rope
 from chnn.systems.satellite import Satellite
 
@@ -24,6 +25,7 @@ __all__ = [
     "FourBar",
     "Gyroscope",
     "MagnetPendulum",
+    "Robot",
     "Rope",
     "Rotor",
     "Satellite",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,9 @@ from chnn.mechanics import (
     project_velocity,
 )
 from chnn.simulation import simulate
+
+if TYPE_CHECKING:
+    from chnn.systems.robot import Robot
 
 __all__ = ["GRAVITY", "External", "System"]
 
@@ -61,6 +65,19 @@ class System:
         self.name = description.name
         self.dt = type(self).dt if dt is None else dt
         self.horizon = type(self).horizon if horizon is None else horizon
+
+    @staticmethod
+    def from_file(
+        path: str | Path,
+        *,
+        ignore: Sequence[str] = (),
+        base: str | None = None,
+        gravity: float | Sequence[float] | None = None,
+    ) -> Robot:
+        """The robot of a URDF or MJCF file; see `chnn.systems.Robot`, also for the arguments."""
+        from chnn.systems.robot import Robot  # it is a System
+
+        return Robot(path, ignore=ignore, base=base, gravity=gravity)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is made on demand."""
@@ -339,10 +356,13 @@ def check_count(num: int) -> None:
         raise UserError(f"expected at least one initial state, got {num}")
 
 
-def relax(system: System, iterations: int = 400) -> Float[Tensor, "n d"]:
-    """A configuration of least potential energy, by projected descent in the mass metric from the reference."""
-    constraints, metric, *_ = system.parts(system.description.reference)
-    x, step = system.description.reference, 1e-2
+def relax(system: System, iterations: int = 400, start: Tensor | None = None) -> Float[Tensor, "n d"]:
+    """A configuration of least potential energy, by projected descent in the mass metric from ``start``.
+
+    By default it starts at the reference.
+    """
+    x, step = system.description.reference if start is None else start, 1e-2
+    constraints, metric, *_ = system.parts(x)
     energy = float(system.potential(x))
     for _ in range(iterations):
         direction = project_velocity(constraints, metric, x, metric.inverse @ system.force(x))

@@ -1,0 +1,52 @@
+"""One call for both formats: the root element says which it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lie.run import UserError
+
+from chnn.formats.mjcf import read_mjcf
+from chnn.formats.tree import Leftover, Tree, fused
+from chnn.formats.urdf import read_urdf
+from chnn.formats.xml import read_xml
+from chnn.mechanics import GRAVITY
+
+
+def read_robot(
+    path: str | Path,
+    *,
+    ignore: Sequence[str] = (),
+    base: str | None = None,
+    gravity: float | Sequence[float] | None = None,
+) -> tuple[Tree, Leftover]:
+    """The robot of a URDF or MJCF file, with welded links merged, and what is not simulated of it.
+
+    Args:
+        path: of the file.
+        ignore: features to leave out, from `FEATURES`; call ``check`` of the second result after `assemble`.
+        base: of a URDF file, "fixed" or "floating": whether its root link, where it has mass, is held in space.
+        gravity: m/s^2, along the negative last axis or a vector; by default that of an MJCF file, 9.81 for URDF.
+
+    Raises:
+        UserError: names file, line and element.
+    """
+    target = Path(path)
+    root = read_xml(target)
+    left = Leftover(target.name, ignore)
+    if gravity is None or isinstance(gravity, (int, float)):
+        down = (0.0, 0.0, -float(GRAVITY if gravity is None else gravity))
+    else:
+        down = tuple(map(float, gravity))
+    if root.tag == "robot":
+        tree = read_urdf(root, target.parent, left, base=base, gravity=down)
+    elif root.tag == "mujoco":
+        if base is not None:
+            raise UserError(f"{root.where} says itself what is held, by <freejoint>; give no base for an MJCF file")
+        tree = read_mjcf(root, target.parent, left)
+        if gravity is not None:
+            tree.gravity[:] = down
+    else:
+        root.fail("is neither <robot> (URDF) nor <mujoco> (MJCF)")
+    return fused(tree), left
