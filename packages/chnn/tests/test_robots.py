@@ -9,7 +9,9 @@ import mujoco
 import numpy as np
 import pytest
 import torch
+from chnn.cli import main
 from chnn.formats import FEATURES, read_robot
+from chnn.storage import load_run
 from chnn.systems import ChainPendulum, FourBar, Robot, System
 from chnn.systems.shapes import cuboid, lathe
 from lie.run import UserError
@@ -594,3 +596,39 @@ def test_a_robot_that_stands_has_its_rest_below(tmp_path):
     robot = System.from_file(path)
     assert float(robot.rest()[0, 0, 2]) == pytest.approx(-0.5, abs=1e-6)
     assert (robot.energy_scale(robot.sample(3, generator=generator())) > 0).all()
+
+
+def test_the_command_simulates_a_file(tmp_path, capsys, monkeypatch):
+    (tmp_path / "cart.xml").write_text(CART)
+    monkeypatch.chdir(tmp_path)
+    flags = ["--trajectories", "2", "--horizon", "0.2", "--no-animation"]
+    assert main(["simulate", "--file", "cart.xml", *flags, "--out", "run"]) == 0
+    assert "relative energy change, damped" in capsys.readouterr().out
+    monkeypatch.chdir("/")
+    run = load_run(tmp_path / "run")
+    assert run.system.angle_names == ("rail", "pivot", "px", "pz", "turn", "elbow")
+    energy = run.system.energy(run.z)
+    assert (energy[:, -1] < energy[:, 0]).all()  # damped
+    # Layout does not matter, numbers do.
+    (tmp_path / "cart.xml").write_text(CART.replace("<worldbody>", "<!-- the same -->\n<worldbody>"))
+    load_run(tmp_path / "run")
+    (tmp_path / "cart.xml").write_text(CART.replace('mass="1"', 'mass="2"'))
+    with pytest.raises(UserError, match="has changed since its digest was taken"):
+        load_run(tmp_path / "run")
+
+    def fails(*argv: str) -> str:
+        capsys.readouterr()
+        assert main(["simulate", *argv, "--out", str(tmp_path / "other")]) == 2
+        assert not (tmp_path / "other").exists()
+        return " ".join(capsys.readouterr().err.split())
+
+    (tmp_path / "limited.xml").write_text(body('<joint range="0 1"/>' + BOX))
+    limited = str(tmp_path / "limited.xml")
+    assert "limited.xml:2: <joint> stops the joint" in fails("--file", limited)
+    assert "did you mean 'limits'" in fails("--file", limited, "--ignore", "limit")
+    assert "either SYSTEM or --file" in fails("rotor", "--file", limited)
+    assert "give one" in fails("rotor", "--ignore", "limits")
+    assert "no file" in fails("--file", str(tmp_path / "absent.xml"))
+    assert "robot needs --file" in fails("robot")
+    assert "robot has no parameter --links" in fails("--file", limited, "--links", "3")
+    assert "or --file ROBOT.xml" in fails()

@@ -554,16 +554,16 @@ def _over(defaults: dict[str, str], own: dict[str, str]) -> dict[str, str]:
 
 
 def read_mjcf(root: Element, folder: Path, left: Leftover) -> Tree:
-    """The robot in the element ``<mujoco>``; ``folder`` is where its file lies."""
-    return _Reader(_included(root, folder, (root.file,)), folder, left).read()
+    """The robot in the element ``<mujoco>`` after `included`; ``folder`` is where its file lies."""
+    return _Reader(root, folder, left).read()
 
 
-def _included(element: Element, folder: Path, seen: tuple[str, ...]) -> Element:
-    """The element with the contents of the files it includes; their names count from the main file's folder."""
+def included(element: Element, folder: Path, seen: tuple[str, ...]) -> Element:
+    """The element of a file with the contents of those it includes, named from the main file's folder."""
     children: list[Element] = []
     for child in element.children:
         if child.tag != "include":
-            children.append(_included(child, folder, seen))
+            children.append(included(child, folder, seen))
             continue
         child.only(("file",), ())
         name = child.need("file")
@@ -571,5 +571,5 @@ def _included(element: Element, folder: Path, seen: tuple[str, ...]) -> Element:
             child.fail(f"includes {name}, which is being read already")
         if not (folder / name).resolve().is_relative_to(folder.resolve()):
             child.fail(f"includes {name} from outside the folder of the model; put the file there")
-        children += _included(read_xml(folder / name), folder, (*seen, name)).children
+        children += included(read_xml(folder / name), folder, (*seen, name)).children
     return Element(element.tag, element.attributes, element.file, element.line, children)

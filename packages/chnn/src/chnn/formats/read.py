@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from lie.run import UserError
 
-from chnn.formats.mjcf import read_mjcf
+from chnn.formats.mjcf import included, read_mjcf
 from chnn.formats.tree import Leftover, Tree, fused
 from chnn.formats.urdf import read_urdf
-from chnn.formats.xml import read_xml
+from chnn.formats.xml import Element, read_xml
 from chnn.mechanics import GRAVITY
 
 
@@ -44,9 +45,18 @@ def read_robot(
     elif root.tag == "mujoco":
         if base is not None:
             raise UserError(f"{root.where} says itself what is held, by <freejoint>; give no base for an MJCF file")
+        root = included(root, target.parent, (target.name,))
         tree = read_mjcf(root, target.parent, left)
         if gravity is not None:
             tree.gravity[:] = down
     else:
         root.fail("is neither <robot> (URDF) nor <mujoco> (MJCF)")
-    return fused(tree), left
+    tree = fused(tree)
+    tree.digest = hashlib.sha256(_words(root).encode()).hexdigest()
+    return tree, left
+
+
+def _words(element: Element) -> str:
+    """All that an element says, without layout and comments."""
+    inside = "".join(map(_words, element.children))
+    return repr((element.tag, sorted(element.attributes.items()), inside))

@@ -110,6 +110,8 @@ class Tree:
     gravity: np.ndarray
     shapes: list[Shape] = field(default_factory=list)
     """Of the world, in its frame."""
+    digest: str = ""
+    """Of all that the file says and includes, without its layout."""
 
 
 class Leftover:
@@ -181,7 +183,7 @@ def fused(tree: Tree) -> Tree:
         if link.mass is None:
             raise UserError(f"{link.where} moves and has no mass; give it mass, or fix it to another link")
     loops = [replace(loop, a=place[loop.a], b=place[loop.b]) for loop in loops]
-    return Tree(tree.name, kept, loops, tree.gravity, shapes)
+    return Tree(tree.name, kept, loops, tree.gravity, shapes, tree.digest)
 
 
 def _weld(links: list[Link], i: int, below: Sequence[int], shapes: list[Shape]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 from lie.run import UserError, output_directory, print_table, unknown_name
 
-from chnn.storage.flags import system_of_flags
+from chnn.storage.flags import parameters_of_flags, system_of_flags
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,20 @@ class Simulate:
 
     Example: chnn simulate gyroscope --trajectories 20000 --format parquet --animation html --out runs/tops
 
+    Example: chnn simulate --file arm.urdf --ignore limits contacts --base fixed --out runs/arm
+
     Example: chnn simulate --resume runs/tops
     """
 
     system: tyro.conf.Positional[str | None] = None
     """System: chain-pendulum, coupled-pendulum, magnet-pendulum, gyroscope, rotor, cart-pole, satellite, four-bar, bead
     or rope."""
+    file: Path | None = None
+    """URDF or MJCF file of a robot to simulate instead of a SYSTEM."""
+    ignore: tuple[str, ...] = ()
+    """What to leave out of the file, such as limits contacts actuators; an error names what there is."""
+    base: str | None = None
+    """Of a URDF file: fixed or floating, whether its root link is held in space."""
     out: Path | None = None
     """Folder for the run; made if it is not there."""
     resume: Path | None = None
@@ -75,6 +83,7 @@ class Simulate:
         from chnn.storage.read import read_settings
         from chnn.storage.settings import Settings
         from chnn.storage.write import RUN, simulate_run
+        from chnn.systems import arguments_of
 
         kinds = () if self.no_animation or self.animation == ("none",) else tuple(dict.fromkeys(self.animation))
         for kind in kinds:
@@ -89,16 +98,11 @@ class Simulate:
             system, folder = settings.build(), self.resume
         else:
             assert self.out is not None
-            if self.system is None:
-                raise UserError(
-                    "expected a SYSTEM to simulate, for example chain-pendulum; chnn simulate --help lists all"
-                )
-            system, folder = system_of_flags(self), self.out
-            parameters = {key: value for key, value in system.parameters().items() if key != "gravity"}
+            system, folder = self._new_system(), self.out
             settings = Settings(
-                self.system, parameters, self.trajectories, system.dt if self.dt is None else self.dt,
-                system.horizon if self.horizon is None else self.horizon, self.rtol, self.seed, self.format, self.shard,
-                self.failures, self.device,
+                self.system or "robot", arguments_of(system), self.trajectories,
+                system.dt if self.dt is None else self.dt, system.horizon if self.horizon is None else self.horizon,
+                self.rtol, self.seed, self.format, self.shard, self.failures, self.device,
             )  # fmt: skip
             settings.plan(system)
             if (folder / RUN).exists():
@@ -109,6 +113,23 @@ class Simulate:
             metrics = simulate_run(settings, out, system=system)
             self._draw(system, out, kinds)
             self._report(metrics, out)
+
+    def _new_system(self) -> Any:
+        from chnn.systems import system_by_name
+
+        if self.system is None and self.file is None:
+            raise UserError(
+                "expected a SYSTEM to simulate, for example chain-pendulum, or --file ROBOT.xml; chnn simulate --help "
+                "lists all"
+            )
+        if self.file is None:
+            if self.ignore or self.base is not None:
+                raise UserError("--ignore and --base say how to read a --file; give one")
+            return system_of_flags(self)
+        if self.system is not None:
+            raise UserError(f"expected either SYSTEM or --file, got {self.system} and --file {self.file}")
+        parameters = parameters_of_flags(self)
+        return system_by_name("robot", **parameters, file=str(self.file), ignore=list(self.ignore), base=self.base)
 
     def _refuse_changes(self, settings: Any) -> None:
         """With --resume, flags that say otherwise than the run."""
@@ -121,6 +142,8 @@ class Simulate:
             if name == "set":
                 raise UserError(f"a run goes on with its own parameters {settings.parameters}; leave out --set")
             was = own.get(name)
+            if name == "file":
+                value = str(value.resolve())
             if (list(value) if isinstance(value, tuple) else value) != was:
                 flag = "SYSTEM" if name == "system" else "--" + name.replace("_", "-")
                 raise UserError(

@@ -7,7 +7,7 @@ from chnn.systems.chain import ChainPendulum
 from chnn.systems.coupled import CoupledPendulum
 from chnn.systems.four_bar import FourBar
 from chnn.systems.magnet import MagnetPendulum
-from chnn.systems.names import SYSTEMS, system_by_name
+from chnn.systems.names import SYSTEMS, arguments_of, system_by_name
 from chnn.systems.rigid import Gyroscope, Rotor
 from chnn.systems.robot import Robot
 from chnn.systems.rope import Rope
@@ -30,5 +30,6 @@ __all__ = [
     "Rotor",
     "Satellite",
     "System",
+    "arguments_of",
     "system_by_name",
 ]

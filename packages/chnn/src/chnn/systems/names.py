@@ -15,6 +15,7 @@ from chnn.systems.coupled import CoupledPendulum
 from chnn.systems.four_bar import FourBar
 from chnn.systems.magnet import MagnetPendulum
 from chnn.systems.rigid import Gyroscope, Rotor
+from chnn.systems.robot import Robot
 from chnn.systems.rope import Rope
 from chnn.systems.satellite import Satellite
 
@@ -22,23 +23,39 @@ _CLASSES: tuple[type[System], ...] = (ChainPendulum, CoupledPendulum, MagnetPend
                                       Satellite, FourBar, Bead, Rope)  # fmt: skip
 SYSTEMS: dict[str, type[System]] = {each.name: each for each in _CLASSES}
 """Name on the command line to class."""
+_BY_NAME: dict[str, type[System]] = {**SYSTEMS, Robot.name: Robot}  # a robot has no defaults: it needs a file
 
 
 def system_by_name(name: str, **parameters: Any) -> System:
     """The system called ``name``; parameters that are None take the system's default.
 
+    "robot" with ``file=`` is a `Robot`.
+
     Raises:
-        UserError: for an unknown name, or a parameter that the system does not have.
+        UserError: for an unknown name, or a parameter that the system does not have or lacks.
 
     >>> system_by_name("chain-pendulum", links=3).num_points
     3
     """
-    if name not in SYSTEMS:
-        raise unknown_name("system", name, SYSTEMS)
+    if name not in _BY_NAME:
+        raise unknown_name("system", name, _BY_NAME)
     given = {key: value for key, value in parameters.items() if value is not None}
-    own = [key for key in inspect.signature(SYSTEMS[name].__init__).parameters if key != "self"]
+    own = _parameters(_BY_NAME[name])
     for key in given:
         if key not in own:
             shown = ", ".join("--" + option.replace("_", "-") for option in own)
             raise UserError(f"{name} has no parameter --{key.replace('_', '-')}; it has {shown}")
-    return SYSTEMS[name](**given)
+    for key, parameter in own.items():
+        if parameter.default is inspect.Parameter.empty and key not in given:
+            raise UserError(f"{name} needs --{key.replace('_', '-')}")
+    return _BY_NAME[name](**given)
+
+
+def arguments_of(system: System) -> dict[str, Any]:
+    """What `system_by_name` needs to make the system again: those of its parameters that its class takes."""
+    own = _parameters(type(system))
+    return {key: value for key, value in system.parameters().items() if key in own}
+
+
+def _parameters(kind: type[System]) -> dict[str, inspect.Parameter]:
+    return {key: value for key, value in inspect.signature(kind.__init__).parameters.items() if key != "self"}

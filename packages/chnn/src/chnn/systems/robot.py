@@ -27,6 +27,7 @@ class Robot(System):
         ignore: what to leave out of it (`chnn.formats.FEATURES`), such as ("limits", "contacts").
         base: of a URDF file, "fixed" or "floating": whether its root link, where it has mass, is held in space.
         gravity: m/s^2, along the negative last axis or a vector; by default that of an MJCF file, 9.81 for URDF.
+        digest: refuse the file if it says something else than the one with this digest, which `parameters` gives.
 
     Its coordinates, in the order of `angle_names`, are 0 in the file's own configuration: for every link its slides
     (m), then the angle of a hinge (rad), the two of two hinges in one body, or the rotation vector against the parent
@@ -49,15 +50,18 @@ class Robot(System):
         ignore: Sequence[str] = (),
         base: str | None = None,
         gravity: float | Sequence[float] | None = None,
+        digest: str | None = None,
     ) -> None:
         tree, left = read_robot(file, ignore=ignore, base=base, gravity=gravity)
+        if digest is not None and digest != tree.digest:
+            raise UserError(f"{file} has changed since its digest was taken; bring back the file as it was")
         if not tree.links:
             left.check()
             raise UserError(f"{Path(file).name} has no link that moves; give a joint to one, or base='floating'")
         world, motions, shapes, reference = assemble(tree, left)
         left.check()
-        self.file, self.ignore, self.base, self.gravity = Path(file), tuple(ignore), base, tree.gravity.tolist()
-        self._given_gravity = gravity
+        self.file = Path(file).resolve()
+        self._arguments = {"ignore": list(ignore), "base": base, "gravity": gravity, "digest": tree.digest}
         self._motions, self._looped = motions, bool(tree.loops)
         self._reference = torch.from_numpy(reference)
         for link, drawn in zip(tree.links, shapes, strict=True):
@@ -179,8 +183,8 @@ class Robot(System):
         return torch.stack([x, torch.zeros_like(x)])
 
     def parameters(self) -> dict[str, Any]:
-        """The file, and how it was read."""
-        return {"file": str(self.file), "ignore": list(self.ignore), "base": self.base, "gravity": self._given_gravity}
+        """The file, a digest of what it says, and how it was read."""
+        return {"file": str(self.file), **self._arguments}
 
 
 def _like(x: Tensor, array: np.ndarray) -> Tensor:
