@@ -9,12 +9,14 @@ import os
 import pickle
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from chnn.mechanics import Assembly
 from chnn.simulation.compiled import cache_folder, fingerprint, kernel_of, programs_of, simulate_compiled
 from chnn.simulation.graph import Program, Untraceable, trace
+from chnn.simulation.reference import simulate_torch
 from chnn.systems import (
     Bead,
     CartPole,
@@ -23,7 +25,9 @@ from chnn.systems import (
     FourBar,
     Gyroscope,
     MagnetPendulum,
+    Rope,
     Rotor,
+    Satellite,
     System,
 )
 from lie.run import UserError
@@ -37,6 +41,8 @@ SYSTEMS = [
     CartPole(damping=0.1),
     FourBar(),
     Bead(),
+    Satellite(),
+    Rope(8),
 ]
 
 
@@ -69,6 +75,37 @@ def test_both_paths_take_the_same_steps(system: System):
         a = system.simulate(z0, t, rtol, backend="numba")
         b = system.simulate(z0, t, rtol, backend="torch")
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9 * max(1.0, float(b.abs().max())))
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda s: s.name)
+def test_outputs_within_steps(system: System):
+    """Both paths agree to 1e-9 at any time, and an output is as good as a step: on the constraints, near the truth."""
+    z0 = system.sample(5, generator=generator())
+    end = 0.1 if isinstance(system, MagnetPendulum) else 0.4
+    t = torch.linspace(0, end, 23, dtype=torch.float64)
+    for rtol in (1e-6, 1e-10):
+        a, b = (system.simulate(z0, t, rtol, dense=True, backend=backend) for backend in ("numba", "torch"))
+        size = max(1.0, float(a.abs().max()))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9 * size)
+        if system.constraints_on_points.num_constraints:
+            assert system.constraints(a).abs().max() <= 1e-14
+            assert system.velocity_constraints(a).abs().max() <= 1e-13 * size
+        # The error of a step is at most rtol (|y| + 0.01); within it that of the extension is a few times larger.
+        torch.testing.assert_close(a, system.simulate(z0, t, 1e-12), rtol=0, atol=100 * rtol * size)
+        # Times do not move the steps: an output is the same, whatever others are asked for.
+        few = system.simulate(z0, t[[0, 7, 22]], rtol, dense=True)
+        assert torch.equal(few, a[:, [0, 7, 22]])
+
+
+def test_each_sample_may_have_its_own_times():
+    system = ChainPendulum(2)
+    z0 = system.sample(11, generator=generator())
+    t = torch.rand(11, 4, dtype=torch.float64, generator=generator(1)).cumsum(1) - 0.5
+    options: dict[str, Any] = {"rtol": 1e-9, "atol": 1e-11, "dense": True}
+    for run in (simulate_compiled, simulate_torch):
+        z = run(system, z0, t, **options)
+        for i in (0, 5, 10):
+            torch.testing.assert_close(z[i], run(system, z0[i : i + 1], t[i], **options)[0], rtol=0, atol=1e-13)
 
 
 def test_many_samples_fill_lanes_in_any_number():

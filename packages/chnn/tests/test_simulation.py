@@ -124,22 +124,36 @@ def singular() -> System:
     return System(world.build("comet"))
 
 
+def test_gradients_through_outputs_within_steps():
+    """Step sizes count as constants: the gradient is that of outputs that are steps, up to the error of both."""
+    system = ChainPendulum(2)
+    start = system.sample(2, generator=generator())
+    t = torch.tensor([0.0, 0.13, 0.2], dtype=torch.float64)
+    w = torch.randn(2, 3, *start.shape[1:], dtype=torch.float64, generator=generator(1))
+    gradients = []
+    for dense in (False, True):
+        z0 = start.clone().requires_grad_()
+        gradients.append(torch.autograd.grad((system.simulate(z0, t, 1e-11, dense=dense) * w).sum(), z0)[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-8 * float(gradients[0].abs().max()))
+
+
+@pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_failures_name_sample_and_time_and_keep_what_was_reached(backend: str):
+def test_failures_name_sample_and_time_and_keep_what_was_reached(backend: str, dense: bool):
     system = singular()
     z0 = torch.zeros(2, 2, 1, 2, dtype=torch.float64)
     z0[0, 0, 0, 0], z0[1, 0, 0, 0] = 3.0, 1.0
     t = torch.linspace(0, 2, 9, dtype=torch.float64)
     # x'' = -1/x^3: x^2 = 1 - t^2, so it arrives at t = 1.
     with pytest.raises(IntegrationError, match=r"at t = (1|0\.99999\d*) .*sample 1") as failure:
-        system.simulate(z0, t, backend=backend)
+        system.simulate(z0, t, backend=backend, dense=dense)
     reached = failure.value.reached
     assert reached is not None and failure.value.samples == [1]
     assert reached.shape == (2, 9, 2, 1, 2)
     assert float(reached[1, 2, 0, 0, 0]) == pytest.approx(math.sqrt(1 - 0.25), abs=1e-5)
     assert reached[1, 8].isnan().all()
     with pytest.raises(IntegrationError, match="not done after 3 steps"):
-        ChainPendulum(2).simulate(ChainPendulum(2).sample(1), t, max_steps=3, backend=backend)
+        ChainPendulum(2).simulate(ChainPendulum(2).sample(1), t, max_steps=3, backend=backend, dense=dense)
 
 
 def test_simulate_refuses_bad_input():

@@ -53,12 +53,29 @@ def project_fixed(
     metric: Metric,
     x: Float[Tensor, "*batch n d"],
     v: Float[Tensor, "*batch n d"],
-    iterations: int = 2,
+    iterations: int = 3,
 ) -> tuple[Float[Tensor, "*batch n d"], Float[Tensor, "*batch n d"]]:
-    """Projection by a fixed number of Newton steps, for states that are nearly there; no test, no host sync."""
+    """Projection of states that are nearly there, by a fixed number of simplified Newton steps; no test, no host sync.
+
+    All steps share one factor, that of the Gram matrix at ``x``: each divides the violation by about the size of the
+    first one, so that three take 1e-4 of a length to rounding, as two of Newton's would.
+    """
+    if constraints.joint_A.shape[0]:
+        x = x - metric.lift @ (constraints.joint_A @ x - constraints.joint_b)
+        v = v - metric.lift @ (constraints.joint_A @ v)
+    if constraints.A.shape[0] == 0:
+        return x, v
+    U = constraints.spans(x)  # noqa: N806
+    start = constraints.directions(U)
+    factor = torch.linalg.cholesky_ex(metric.coupling * (start @ start.mT)).L
     for _ in range(iterations):
-        x = position_step(constraints, metric, x)
-    return x, project_velocity(constraints, metric, x, v)
+        x = x - metric.back @ (solve_factor(factor, constraints.values(U)).unsqueeze(-1) * start)
+        U = constraints.spans(x)  # noqa: N806
+    D = constraints.directions(U)  # noqa: N806
+    for _ in range(iterations):
+        rate = (D * (constraints.A @ v)).sum(-1)
+        v = v - metric.back @ (solve_factor(factor, rate).unsqueeze(-1) * D)
+    return x, v
 
 
 def project_positions(

@@ -28,10 +28,12 @@ from lie.run import atomic_path
 from torch import Tensor
 
 from chnn.mechanics import Potential, project_fixed
+from chnn.simulation import rattle
 from chnn.simulation.errors import Untraceable
 from chnn.simulation.graph import Program, trace
 from chnn.simulation.loops import solve
-from chnn.simulation.vector_code import Code, compile_kernel, layout, processor
+from chnn.simulation.march import march
+from chnn.simulation.vector_code import Code, compile_kernel, compile_programs, layout, processor
 
 _CHUNK = 256  # samples between two reports of progress
 _REASONS = {
@@ -39,24 +41,31 @@ _REASONS = {
     2: ("the field is not finite", "the field may be singular or stiff there: loosen rtol and atol, or end earlier"),
     3: ("not done after {} steps", "raise max_steps, loosen rtol and atol, or use a method for stiff fields"),
 }
-_NAMES = ("velocity", "attempt", "accept")
-_PLACES = ("y", "k", "new", "rate", "work", "step", "rtol", "atol", "factor", "accepted", "end")
-_loaded: dict[str, Code] = {}
-_of_systems: WeakKeyDictionary[Any, Code | Untraceable] = WeakKeyDictionary()  # a system is copied and saved without
+_NAMES = ("velocity", "attempt", "extend", "accept", "project")
+_PLACES = ("y", "k", "new", "rate", "work", "polynomial", "step", "rtol", "atol", "factor", "accepted", "end")
+_FUNCTIONS = {"kernel": _NAMES, "tangent": _NAMES, "rattle": ("few", "many")}
+_MARCH = 2_000_000  # steps between two reports of progress
+_loaded: dict[tuple[str, str], Code] = {}
+_of_systems: WeakKeyDictionary[Any, dict[str, Code | Untraceable]] = (
+    WeakKeyDictionary()
+)  # a system is copied and saved without
 _log = getLogger(__name__)
 
 
 def simulate_compiled(
     system: Any,
     z0: Float[Tensor, "B 2 n d"],
-    t: Float[Tensor, " T"],
+    t: Float[Tensor, "*rows T"],
     *,
     rtol: float,
     atol: float,
+    dense: bool = False,
     max_steps: int = 1_000_000,
     progress: Callable[[float], object] | None = None,
 ) -> Float[Tensor, "B T 2 n d"]:
     """As `chnn.simulation.reference.simulate_torch`, by compiled code on the CPU; without gradients.
+
+    Times may be (B, T), a row for each sample.
 
     Raises:
         Untraceable: if the system has a force that has no compiled form.
@@ -67,13 +76,14 @@ def simulate_compiled(
     places = layout(2 * system.num_points * system.spatial_dim)
     order = tuple(places[name] for name in _PLACES)
     start = np.ascontiguousarray(z0.detach().cpu().reshape(len(z0), -1).numpy())
-    times = np.ascontiguousarray(t.detach().cpu().numpy())
+    times = np.ascontiguousarray(torch.atleast_2d(t).detach().cpu().numpy())
     batch, size = start.shape
-    out = np.full((batch, len(times), size), np.nan)
+    out = np.full((batch, times.shape[1], size), np.nan)
     status, where = np.zeros(batch, dtype=np.int64), np.full((batch, 2), np.nan)
 
     def run(rows: slice) -> None:
-        solve(addresses, order, start[rows], times, rtol, atol, max_steps, out[rows], status[rows], where[rows])
+        own = times if len(times) == 1 else times[rows]
+        solve(addresses, order, start[rows], own, rtol, atol, max_steps, dense, out[rows], status[rows], where[rows])
 
     threads = max(1, min(torch.get_num_threads(), batch // 8))
     chunk = min(_CHUNK, -(-batch // threads // 8) * 8)
@@ -88,7 +98,7 @@ def simulate_compiled(
             for number, _ in enumerate(pool.map(run, chunks)):
                 if progress is not None:
                     progress((number + 1) / len(chunks))
-    z = torch.from_numpy(out).view(batch, len(times), *z0.shape[1:]).to(z0.device)
+    z = torch.from_numpy(out).view(batch, times.shape[1], *z0.shape[1:]).to(z0.device)
     if status.any():
         samples = np.flatnonzero(status)
         earliest = samples[np.argmin(where[samples, 0])]
@@ -100,44 +110,95 @@ def simulate_compiled(
     return z
 
 
-def kernel_of(system: Any) -> Code:
+def march_compiled(
+    system: Any,
+    z0: Float[Tensor, "B 2 n d"],
+    t: Float[Tensor, " T"],
+    *,
+    method: str,
+    dt: float,
+    progress: Callable[[float], object] | None = None,
+) -> Float[Tensor, "B T 2 n d"]:
+    """As `chnn.simulation.rattle.simulate_rattle`, by compiled code on the CPU; without gradients.
+
+    Raises:
+        Untraceable: if the system has a force that has no compiled form.
+        IntegrationError: if multipliers do not converge; names samples and time.
+    """
+    code = kernel_of(system, "rattle")
+    addresses = tuple(code.addresses[name] for name in _FUNCTIONS["rattle"])
+    metric = system.parts(z0)[1]
+    x, v = z0.detach().unbind(1)
+    parts = (x, v, metric.inverse @ system.force(x))
+    state = np.ascontiguousarray(torch.stack(parts, 1).flatten(1).cpu().numpy())
+    counts, lengths = (each.numpy() for each in rattle.substeps(t.detach().cpu(), dt))
+    out = np.full((len(z0), len(t), z0[0].numel()), np.nan)
+    out[:, 0] = z0.detach().flatten(1).cpu().numpy()
+    enough, limit = rattle.allowed(system, z0)
+    where = np.full((len(z0), 2), np.nan)
+    block = max(1, min(len(counts), _MARCH // max(1, int(counts.max()) * len(z0))))
+    for first in range(0, len(counts), block):
+        part = slice(first, first + block)
+        march(*addresses, rattle.WEIGHTS[method], counts[part], lengths[part], enough, limit, state,
+              out[:, 1:][:, part], where)  # fmt: skip
+        if progress is not None:
+            progress(min(1.0, (first + block) / len(counts)))
+        samples = np.flatnonzero(~np.isnan(where[:, 0]))
+        if len(samples):
+            interval, step = where[samples[0]].astype(int)
+            h = float(lengths[first + interval])
+            raise IntegrationError(
+                *rattle.REASON, time=float(t[first + interval]) + step * h, step_size=h, samples=samples.tolist(),
+                reached=torch.from_numpy(out).view(len(z0), len(t), *z0.shape[1:]),
+            )  # fmt: skip
+    return torch.from_numpy(out).view(len(z0), len(t), *z0.shape[1:]).to(z0.device)
+
+
+def kernel_of(system: Any, kind: str = "kernel") -> Code:
     """The machine code of a system, from the cache folder where it is known.
+
+    Args:
+        system: the system.
+        kind: "kernel" for DOP853, "tangent" for DOP853 with one tangent vector, "rattle" for RATTLE.
 
     Raises:
         Untraceable: if the system has a force that has no compiled form.
     """
-    known = _of_systems.get(system)
-    if known is None:
+    own = _of_systems.setdefault(system, {})
+    if kind not in own:
         try:
-            known = _load(system)
+            own[kind] = _load(system, kind)
         except Untraceable as error:
-            known = error
-        _of_systems[system] = known
+            own[kind] = error
+    known = own[kind]
     if isinstance(known, Untraceable):
         raise known
     return known
 
 
-def _load(system: Any) -> Code:
-    key = fingerprint(system)
-    if key in _loaded:
-        return _loaded[key]
-    path = None if key is None else cache_folder() / f"kernel_{key}.o"
+def _load(system: Any, kind: str) -> Code:
+    key, names = fingerprint(system), _FUNCTIONS[kind]
+    if (kind, key) in _loaded:
+        return _loaded[kind, key]
+    path = None if key is None else cache_folder() / f"{kind}_{key}.o"
     if path is not None and path.exists():
         try:
-            code = Code(path.read_bytes(), _NAMES)
+            code = Code(path.read_bytes(), names)
         except (OSError, RuntimeError) as error:  # cut short, or of another version of LLVM: made again
             _log.info("the kernel at %s cannot be used (%s) and is made again", path, error)
             path.unlink(missing_ok=True)
-            return _load(system)
+            return _load(system, kind)
     else:
-        data = compile_kernel(*programs_of(system))
+        if kind == "rattle":
+            data = compile_programs(rattle_programs_of(system))
+        else:
+            data = compile_kernel(*(programs_of(system) if kind == "kernel" else tangent_programs_of(system)))
         if path is not None:
             with atomic_path(path) as temporary:
                 Path(temporary).write_bytes(data)
-        code = Code(data, _NAMES)
+        code = Code(data, names)
     if key is not None:
-        _loaded[key] = code
+        _loaded[kind, key] = code
     return code
 
 
@@ -199,3 +260,43 @@ def programs_of(system: Any) -> tuple[Program, Program]:
 
     with torch.no_grad():
         return trace(velocity, example, v), trace(project, example, v)
+
+
+def rattle_programs_of(system: Any) -> dict[str, Program]:
+    """The programs (x, v, a, h) -> (x, v, a, left) of a RATTLE step with few and with many iterations."""
+    example = system.description.reference
+    constraints, metric, *_ = system.parts(example)
+
+    def step(iterations: int) -> Callable[..., list[Tensor]]:
+        def f(x: Tensor, v: Tensor, a: Tensor, h: Tensor) -> list[Tensor]:
+            return list(rattle.rattle_step(constraints, metric, system.force, x, v, a, h[0], iterations))
+
+        return f
+
+    zero, h = torch.zeros_like(example), torch.ones(1, dtype=example.dtype)
+    with torch.no_grad():
+        return {name: trace(step(count), example, zero, zero, h)
+                for name, count in (("few", rattle.FEW), ("many", rattle.MANY))}  # fmt: skip
+
+
+def tangent_programs_of(system: Any) -> tuple[Program, Program]:
+    """As `programs_of`, of the state with one tangent vector: (x, v, dx, dv) -> the velocity, and the state projected.
+
+    The tangent vector moves by the derivative of the field along it.
+    """
+    example = system.description.reference
+    zero = torch.zeros_like(example)
+    constraints, metric, *_ = system.parts(example)
+
+    def velocity(x: Tensor, v: Tensor, dx: Tensor, dv: Tensor) -> list[Tensor]:
+        f = lambda x, v: system.field(torch.stack([x, v]))[1]  # noqa: E731
+        acceleration, change = torch.func.jvp(f, (x, v), (dx, dv))
+        return [v, acceleration, dv, change]
+
+    def project(x: Tensor, v: Tensor, dx: Tensor, dv: Tensor) -> list[Tensor]:
+        if constraints.num_constraints == 0:
+            return [x, v, dx, dv]
+        return [*project_fixed(constraints, metric, x, v), dx, dv]
+
+    with torch.no_grad():
+        return trace(velocity, example, zero, zero, zero), trace(project, example, zero, zero, zero)

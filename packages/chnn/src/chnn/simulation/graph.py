@@ -45,8 +45,8 @@ class Graph:
 
     operations: list[tuple[Any, ...]] = field(default_factory=list)
     known: dict[tuple[Any, ...], Symbol] = field(default_factory=dict)
-    inverse_roots: dict[int, Any] = field(default_factory=dict)
-    """1 / L_jj of the diagonals of Cholesky factors."""
+    factors: list[tuple[np.ndarray, np.ndarray, list[Any]]] = field(default_factory=list)
+    """Cholesky factors L with what a solve uses in their place: a unit lower factor and the inverse pivots."""
 
     def make(self, name: str, *operands: Any) -> Symbol:
         """The value of an operation, made once."""
@@ -240,47 +240,57 @@ def _is_zero(x: Any) -> bool:
 
 
 def _cholesky(graph: Graph, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The factor L of L L^T; beside it that of U diag(pivots) U^T, which solves without roots, one after the other.
+
+    What nobody uses is left out of the program, and a solve uses the second. A pivot of 0 gives no finite solution, as
+    a failed factor does.
+    """
     n = gram.shape[-1]
     if gram.ndim != 2:
         raise Untraceable("a batch of factorisations")
-    L = np.zeros((n, n), dtype=object)  # noqa: N806
+    L, U = np.zeros((n, n), dtype=object), np.zeros((n, n), dtype=object)  # noqa: N806
+    scaled = np.zeros((n, n), dtype=object)  # U diag(pivots)
+    inverses: list[Any] = []
     for j in range(n):
         pivot = gram[j, j]
         for k in range(j):
-            if not _is_zero(L[j, k]):
-                pivot = pivot - L[j, k] * L[j, k]
-        inverse = 1.0 / apply("sqrt", pivot)
-        L[j, j] = pivot * inverse
-        if isinstance(L[j, j], Symbol):
-            graph.inverse_roots[L[j, j].index] = inverse
+            if not _is_zero(U[j, k]):
+                pivot = pivot - scaled[j, k] * U[j, k]
+        inverses.append(1.0 / pivot)
+        root = apply("sqrt", pivot)
+        L[j, j], U[j, j] = root, 1.0
         for i in range(j + 1, n):
             entry = gram[i, j]
             for k in range(j):
-                if not _is_zero(L[i, k]) and not _is_zero(L[j, k]):
-                    entry = entry - L[i, k] * L[j, k]
-            L[i, j] = 0.0 if _is_zero(entry) else entry * inverse
+                if not _is_zero(scaled[i, k]) and not _is_zero(U[j, k]):
+                    entry = entry - scaled[i, k] * U[j, k]
+            if not _is_zero(entry):
+                scaled[i, j], U[i, j], L[i, j] = entry, entry * inverses[j], entry / root
+    graph.factors.append((L, U, inverses))
     return L, np.asarray(0, dtype=object)
 
 
 def _cholesky_solve(graph: Graph, rhs: np.ndarray, L: np.ndarray) -> np.ndarray:  # noqa: N803
     n, columns = rhs.shape
     x = rhs.copy()
-
-    def inverse(j: int) -> Any:
-        d = L[j, j]
-        return graph.inverse_roots.get(d.index, None) or 1.0 / d if isinstance(d, Symbol) else 1.0 / d
-
+    known = next((each for each in graph.factors if each[0] is L), None)
+    if known is None:  # of the user's own
+        U, inverses = L, [1.0 / L[j, j] for j in range(n)]  # noqa: N806
+    else:
+        _, U, inverses = known  # noqa: N806
     for c in range(columns):
         for i in range(n):
             for k in range(i):
-                if not _is_zero(L[i, k]):
-                    x[i, c] = x[i, c] - L[i, k] * x[k, c]
-            x[i, c] = x[i, c] * inverse(i)
+                if not _is_zero(U[i, k]):
+                    x[i, c] = x[i, c] - U[i, k] * x[k, c]
+            if known is None:
+                x[i, c] = x[i, c] * inverses[i]
         for i in reversed(range(n)):
+            x[i, c] = x[i, c] * inverses[i]
             for k in range(i + 1, n):
-                if not _is_zero(L[k, i]):
-                    x[i, c] = x[i, c] - L[k, i] * x[k, c]
-            x[i, c] = x[i, c] * inverse(i)
+                if not _is_zero(U[k, i]):
+                    # With a unit factor the pivot divides first; with L the sum does.
+                    x[i, c] = x[i, c] - U[k, i] * x[k, c] * (1.0 if known else inverses[i])
     return x
 
 

@@ -2,7 +2,8 @@
 
 An attempted step of all lanes is machine code made for one system (`chnn.simulation.vector_code`), called by its
 address; the loop around it is compiled once, by numba, and kept on disk. Outputs are steps, as in
-`lie.integrators.dop853` with a projection. A lane that is done takes the next sample.
+`lie.integrators.dop853` with a projection, or lie on the continuous extension of steps that they do not shorten. A
+lane that is done takes the next sample.
 """
 
 from __future__ import annotations
@@ -66,28 +67,46 @@ def first_steps(velocity, Y, K, span, rtol, atol, work, rate):
         largest = max(one[lane], d2 / first[lane])
         second = max(first[lane] * 1e-3, 1e-6) if largest <= 1e-15 else (0.01 / largest) ** 0.125
         step = min(100.0 * first[lane], second)
-        h[lane] = min(step if step == step else 1e-6, span)
+        h[lane] = min(step if step == step else 1e-6, span[lane])
     return h
 
 
 @_njit
-def solve(code, places, start, times, rtol, atol, max_steps, out, status, where):
+def project_all(code, states):
+    """Projects states (N, D) in place, eight at a time."""
+    count, size = states.shape
+    block, moved = np.zeros((size, LANES)), np.zeros((size, LANES))
+    for first in range(0, count, LANES):
+        for lane in range(LANES):
+            row = min(first + lane, count - 1)
+            for i in range(size):
+                block[i, lane] = states[row, i]
+        call(code, block, moved)  # pyright: ignore[reportCallIssue]
+        for lane in range(min(LANES, count - first)):
+            for i in range(size):
+                states[first + lane, i] = moved[i, lane]
+
+
+@_njit
+def solve(code, places, start, times, rtol, atol, max_steps, dense, out, status, where):
     """All outputs of all samples.
 
     Args:
-        code: addresses of ``velocity``, ``attempt`` and ``accept``.
-        places: where y, k, new, rate, work, step, rtol, atol, factor and accepted begin in a step's buffer, its end.
-        start: (B, D) states. times: (T,), increasing.
+        code: addresses of ``velocity``, ``attempt``, ``extend``, ``accept`` and ``project``.
+        places: where y, k, new, rate, work, polynomial, step, rtol, atol, factor and accepted begin in a step's buffer,
+            and its end.
+        start: (B, D) states. times: (1, T) or (B, T), increasing.
+        dense: whether outputs lie on the continuous extension of the steps, projected, in place of ending steps.
         out: (B, T, D), filled. status: (B,), filled with DONE or a failure. where: (B, 2), time and step of a failure.
     """
-    velocity, attempt, accept = code
-    y, k, new, rate, work, step, relative, absolute, factor, accepted, end = places
+    velocity, attempt, extend, accept, project = code
+    y, k, new, rate, work, polynomial, step, relative, absolute, factor, accepted, end = places
     batch, size = start.shape
-    count = times.shape[0]
-    span = times[count - 1] - times[0]
-    tiny = 16.0 * EPS * max(abs(times[0]), abs(times[count - 1]), EPS)
+    count = times.shape[1]
+    own = 1 if times.shape[0] > 1 else 0  # a row of times for each sample
     buffer = np.zeros((end, LANES))
     Y, K, NEW = buffer[y : y + size], buffer[k : k + size], buffer[new : new + size]
+    P = buffer[polynomial : polynomial + 7 * size]
     RATE, WORK, STEP = buffer[rate : rate + size], buffer[work : work + size], buffer[step]
     FACTOR, ACCEPTED = buffer[factor], buffer[accepted]
     buffer[relative], buffer[absolute] = rtol, atol
@@ -95,6 +114,8 @@ def solve(code, places, start, times, rtol, atol, max_steps, out, status, where)
     NOW = np.zeros(LANES)
     sample = np.full(LANES, -1)
     target = np.ones(LANES, dtype=np.int64)
+    clock = np.zeros(LANES, dtype=np.int64)  # row of times
+    TINY, SPAN = np.zeros(LANES), np.zeros(LANES)
     steps = np.zeros(LANES, dtype=np.int64)
     lands = np.zeros(LANES, dtype=np.bool_)
     following = 0
@@ -113,24 +134,45 @@ def solve(code, places, start, times, rtol, atol, max_steps, out, status, where)
                     sample[lane] = row
                     following += 1
                     active += 1
-                NOW[lane] = times[0]
+                clock[lane] = own * row
+                first, final = times[own * row, 0], times[own * row, count - 1]
+                SPAN[lane], TINY[lane] = final - first, 16.0 * EPS * max(abs(first), abs(final), EPS)
+                NOW[lane] = first
                 target[lane] = 1
                 steps[lane] = -1
                 fresh = True
         if active == 0:
-            return
+            break
         if fresh:
             call(velocity, Y, K)  # pyright: ignore[reportCallIssue]  (lanes under way get the same again)
-            proposals = first_steps(velocity, Y, K, span, rtol, atol, WORK, RATE)
+            proposals = first_steps(velocity, Y, K, SPAN, rtol, atol, WORK, RATE)
             for lane in range(LANES):
                 if steps[lane] == -1:
                     H[lane] = proposals[lane]
                     steps[lane] = 1
         for lane in range(LANES):
-            limit = times[target[lane]]
+            limit = times[clock[lane], count - 1 if dense else target[lane]]
             lands[lane] = NOW[lane] + H[lane] * (1.0 + 1e-10) >= limit
             STEP[lane] = (limit - NOW[lane] if lands[lane] else H[lane]) if sample[lane] >= 0 else 0.0
         call(attempt, buffer, buffer)  # pyright: ignore[reportCallIssue]
+        if dense:
+            extended = False
+            for lane in range(LANES):
+                if sample[lane] < 0 or ACCEPTED[lane] != 1.0:
+                    continue
+                final = times[clock[lane], count - 1]
+                reach = final if lands[lane] else NOW[lane] + STEP[lane]
+                while target[lane] < count and times[clock[lane], target[lane]] <= reach:
+                    if not extended:
+                        call(extend, buffer, buffer)  # pyright: ignore[reportCallIssue]
+                        extended = True
+                    x = (times[clock[lane], target[lane]] - NOW[lane]) / STEP[lane]
+                    for i in range(size):
+                        value = 0.0
+                        for part in range(6, -1, -1):
+                            value = (x if part % 2 == 0 else 1.0 - x) * (P[part * size + i, lane] + value)
+                        out[sample[lane], target[lane], i] = Y[i, lane] + value
+                    target[lane] += 1
         for lane in range(LANES):
             if sample[lane] < 0:
                 ACCEPTED[lane] = 0.0
@@ -139,10 +181,13 @@ def solve(code, places, start, times, rtol, atol, max_steps, out, status, where)
             if ACCEPTED[lane] == 1.0:
                 # A step cut short by its limit says little about the next one: it may not shrink the proposal.
                 H[lane] = max(H[lane], wanted) if lands[lane] else wanted
-                NOW[lane] = times[target[lane]] if lands[lane] else NOW[lane] + STEP[lane]
+                if lands[lane]:
+                    NOW[lane] = times[clock[lane], count - 1 if dense else target[lane]]
+                else:
+                    NOW[lane] += STEP[lane]
                 continue
             H[lane] = wanted
-            if wanted < tiny:
+            if wanted < TINY[lane]:
                 finite = True
                 for i in range(size):
                     finite = finite and abs(NEW[i, lane]) < np.inf
@@ -157,9 +202,10 @@ def solve(code, places, start, times, rtol, atol, max_steps, out, status, where)
             if sample[lane] < 0:
                 continue
             if ACCEPTED[lane] == 1.0 and lands[lane]:
-                for i in range(size):
-                    out[sample[lane], target[lane], i] = Y[i, lane]
-                target[lane] += 1
+                if not dense:
+                    for i in range(size):
+                        out[sample[lane], target[lane], i] = Y[i, lane]
+                    target[lane] += 1
                 if target[lane] == count:
                     status[sample[lane]] = DONE
                     sample[lane] = -1
@@ -174,3 +220,6 @@ def solve(code, places, start, times, rtol, atol, max_steps, out, status, where)
                 target[lane] = 1
                 active -= 1
             steps[lane] += 1
+    if dense:
+        for row in range(batch):
+            project_all(project, out[row])

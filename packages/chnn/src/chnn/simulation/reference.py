@@ -14,6 +14,7 @@ from lie.integrators import IntegrationError, dop853
 from torch import Tensor
 
 from chnn.mechanics import project_fixed
+from chnn.simulation.dense import integrate_dense
 
 _PROGRESS_EVERY = 64  # evaluations between two looks at the clock, each of which waits for the device
 
@@ -21,21 +22,24 @@ _PROGRESS_EVERY = 64  # evaluations between two looks at the clock, each of whic
 def simulate_torch(
     system: Any,
     z0: Float[Tensor, "B 2 n d"],
-    t: Float[Tensor, " T"],
+    t: Float[Tensor, "*rows T"],
     *,
     rtol: float,
     atol: float,
+    dense: bool = False,
     external: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     max_steps: int = 1_000_000,
     progress: Callable[[float], object] | None = None,
 ) -> Float[Tensor, "B T 2 n d"]:
     """Trajectories of ``system`` (`chnn.systems.System`), each sample with steps of its own.
 
+    With ``dense`` outputs lie within steps that they do not shorten, and times may be (B, T), a row for each sample.
+
     Raises:
         IntegrationError: names samples and time; its ``reached`` is (B, T, 2, n, d), NaN from where a sample stopped.
     """
     constraints, metric, *_ = system.parts(z0)
-    start, span, count = float(t[0]), float(t[-1] - t[0]), 0
+    start, span, count = float(t.min()), float(t.max() - t.min()), 0
 
     def field(now: Tensor, z: Tensor) -> Tensor:
         nonlocal count
@@ -52,9 +56,12 @@ def simulate_torch(
     project = onto if constraints.num_constraints else None
     try:
         with torch.set_grad_enabled(torch.is_grad_enabled() and z0.requires_grad):
+            if dense:
+                return integrate_dense(field, z0, torch.atleast_2d(t), rtol=rtol, atol=atol, project=project,
+                                       max_steps=max_steps)  # fmt: skip
             z = dop853(field, z0, t, rtol=rtol, atol=atol, project=project, max_steps=max_steps)
     except IntegrationError as error:
-        if error.reached is not None:
+        if error.reached is not None and not dense:
             error.reached = error.reached.reshape(len(t), *z0.shape).transpose(0, 1)
         raise
     return z.transpose(0, 1)

@@ -6,7 +6,8 @@ processor at hand is an object file that can be kept on disk.
 
 Around the two programs of a system, its velocities and its projection, `compile_kernel` puts one attempted step of
 DOP853 for all lanes, with its error and the factor of the next step size, on one buffer of vectors laid out by
-`layout`. The steps are those of `lie.integrators.dop853` (Hairer, Norsett, Wanner 1993, sections II.4 and II.10).
+`layout`. The steps are those of `lie.integrators.dop853` (Hairer, Norsett, Wanner 1993, sections II.4 and II.10), and
+so is the continuous extension within them (section II.6).
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ def processor() -> str:
 
 def layout(size: int) -> dict[str, int]:
     """Where the parts of a step begin in its buffer, in vectors, for states of ``size`` numbers; "end" its length."""
-    names = ("y", "k", "new", "projected", "rate", "work")
-    lengths = (size, 12 * size, size, size, size, size)
+    names = ("y", "k", "new", "projected", "rate", "work", "polynomial")
+    lengths = (size, 16 * size, size, size, size, size, 7 * size)
     places, place = {}, 0
     for name, length in zip(names, lengths, strict=True):
         places[name] = place
@@ -61,14 +62,28 @@ def layout(size: int) -> dict[str, int]:
 
 
 def compile_kernel(velocity: Program, project: Program) -> bytes:
-    """The object file of a system: ``velocity(state, rate)``, ``project(state, state)``, ``attempt(buffer, buffer)``
-    and ``accept(buffer, buffer)``, which moves on the lanes whose step was accepted.
+    """The object file of a system: ``velocity(state, rate)``, ``project(state, state)``, ``attempt(buffer, buffer)``,
+    ``extend(buffer, buffer)``, the polynomial within the step attempted, and ``accept(buffer, buffer)``, which moves
+    on the lanes whose step was accepted.
     """  # fmt: skip
     module = ir.Module("chnn")
     functions = {name: _define(module, name, program) for name, program in
                  (("velocity", velocity), ("project", project))}  # fmt: skip
     _define_attempt(module, functions, velocity.inputs)
+    _define_extend(module, functions, velocity.inputs)
     _define_accept(module, velocity.inputs)
+    return _emit(module)
+
+
+def compile_programs(programs: dict[str, Program]) -> bytes:
+    """The object file of programs, each a function of its name."""
+    module = ir.Module("chnn")
+    for name, program in programs.items():
+        _define(module, name, program)
+    return _emit(module)
+
+
+def _emit(module: ir.Module) -> bytes:
     with _lock:
         target = machine()
         parsed = llvm.parse_assembly(str(module))
@@ -146,26 +161,44 @@ def _start(module: ir.Module, name: str) -> tuple[ir.Function, ir.IRBuilder]:
     return function, ir.IRBuilder(function.append_basic_block("entry"))
 
 
-def _define_attempt(module: ir.Module, functions: dict[str, ir.Function], size: int) -> None:
-    function, builder = _start(module, "attempt")
-    buffer, place = _Buffer(builder, function.args[0]), layout(size)
-    fma = lambda a, b, c: _intrinsic(builder, "fma", a, b, c)  # noqa: E731
+class _Step(_Buffer):
+    """The buffer of a step, laid out by `layout`."""
 
-    def combination(row: tuple[float, ...], i: Any) -> Any:
+    def __init__(self, builder: ir.IRBuilder, base: Any, size: int) -> None:
+        super().__init__(builder, base)
+        self.size, self.place = size, layout(size)
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        return _intrinsic(self.builder, "fma", a, b, c)
+
+    def combination(self, row: tuple[float, ...], i: Any) -> Any:
+        """The sum of the stages' velocities with the weights ``row``."""
         total = None
         for stage, weight in enumerate(row):
             if weight != 0.0:
-                k = buffer.load(place["k"] + stage * size, i)
-                total = builder.fmul(_constant(weight), k) if total is None else fma(_constant(weight), k, total)
+                k = self.load(self.place["k"] + stage * self.size, i)
+                total = (
+                    self.builder.fmul(_constant(weight), k) if total is None else self.fma(_constant(weight), k, total)
+                )
         return total
 
+    def stage(self, velocity: ir.Function, row: tuple[float, ...], stage: int) -> None:
+        """The velocity at y + h times a combination of those before."""
+        h, target = self.load(self.place["step"]), self.place["work"]
+        with _loop(self.builder, self.size) as i:
+            self.store(self.fma(h, self.combination(row, i), self.load(self.place["y"], i)), target, i)
+        self.builder.call(velocity, [self.at(target), self.at(self.place["k"] + stage * self.size)])
+
+
+def _define_attempt(module: ir.Module, functions: dict[str, ir.Function], size: int) -> None:
+    function, builder = _start(module, "attempt")
+    buffer = _Step(builder, function.args[0], size)
+    place, fma, combination = buffer.place, buffer.fma, buffer.combination
     h = buffer.load(place["step"])
-    for stage in range(1, 13):
-        target = place["new" if stage == 12 else "work"]
-        with _loop(builder, size) as i:
-            buffer.store(fma(h, combination(DOP853.A[stage], i), buffer.load(place["y"], i)), target, i)
-        if stage < 12:
-            builder.call(functions["velocity"], [buffer.at(target), buffer.at(place["k"] + stage * size)])
+    for stage in range(1, 12):
+        buffer.stage(functions["velocity"], DOP853.A[stage], stage)
+    with _loop(builder, size) as i:
+        buffer.store(fma(h, combination(DOP853.A[12], i), buffer.load(place["y"], i)), place["new"], i)
     # The largest entry of each error over the tolerance; a comparison that NaN fails keeps it.
     rtol, atol = buffer.load(place["rtol"]), buffer.load(place["atol"])
     largest = [builder.alloca(_VECTOR), builder.alloca(_VECTOR)]
@@ -199,6 +232,26 @@ def _define_attempt(module: ir.Module, functions: dict[str, ir.Function], size: 
     buffer.store(builder.select(finite, factor, _constant(SMALLEST)), place["factor"])
     builder.call(functions["project"], [buffer.at(place["new"]), buffer.at(place["projected"])])
     builder.call(functions["velocity"], [buffer.at(place["projected"]), buffer.at(place["rate"])])
+    builder.ret_void()
+
+
+def _define_extend(module: ir.Module, functions: dict[str, ir.Function], size: int) -> None:
+    """Coefficients F of y + x (F0 + (1 - x) (F1 + x (F2 + ...))), x the fraction of the step, as `lie` has them."""
+    function, builder = _start(module, "extend")
+    buffer = _Step(builder, function.args[0], size)
+    place, velocity = buffer.place, functions["velocity"]
+    builder.call(velocity, [buffer.at(place["new"]), buffer.at(place["k"] + 12 * size)])
+    for extra, row in enumerate(DOP853.extra_A):
+        buffer.stage(velocity, row, 13 + extra)
+    h = buffer.load(place["step"])
+    with _loop(builder, size) as i:
+        change = builder.fsub(buffer.load(place["new"], i), buffer.load(place["y"], i))
+        first = builder.fsub(builder.fmul(h, buffer.load(place["k"], i)), change)
+        last = builder.fmul(h, buffer.load(place["k"] + 12 * size, i))
+        rest = builder.fsub(builder.fsub(change, last), first)
+        higher = [builder.fmul(h, buffer.combination(row, i)) for row in DOP853.D]
+        for number, value in enumerate((change, first, rest, *higher)):
+            buffer.store(value, place["polynomial"] + number * size, i)
     builder.ret_void()
 
 
