@@ -18,3 +18,11 @@ def load(name):
 def test_foreign_potential():
     # From 1 towards 9.81: sixty steps of 0.3 get there; the training step's truncation is a percent at most.
     assert abs(load("foreign_potential").main(60) - 9.81) < 0.5
+
+
+def test_flips_of_a_double_pendulum(tmp_path, capsys):
+    below, above, share = load("flips_of_a_double_pendulum").main(tmp_path / "run", 300)
+    assert below == 0  # energy is conserved, so none may
+    assert above > 10 and 0.2 < share < 0.95
+    assert (tmp_path / "run" / "flip.html").stat().st_size > 10_000
+    assert len(list((tmp_path / "run").glob("*.npz"))) == 2
