@@ -12,7 +12,7 @@ description = world.build("toy")
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -49,10 +49,12 @@ class Place:
 
     label: str
     weights: tuple[tuple[int, float], ...]
+    owner: object = field(default=None, compare=False, repr=False)
+    """Marks the `Assembly` whose points these are."""
 
     def __sub__(self, other: Place) -> Place:
         """The vector from ``other`` to this place."""
-        return Place(f"{self.label} - {other.label}", _sum(self, other, -1.0))
+        return Place(f"{self.label} - {other.label}", _sum(self, other, -1.0), self.owner)
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,14 @@ class BodyHandle:
     """A body of an `Assembly`; gives its places and directions."""
 
     body: Body
+    owner: object = field(default=None, compare=False, repr=False)
+    """Marks the `Assembly` it is a body of."""
 
     def at(self, *coordinates: float) -> Place:
         """The point at these body coordinates; without any, its origin."""
         numbers = coordinates or (0.0,) * self.body.dim
         label = self.body.name + (str(tuple(float(c) for c in numbers)) if any(numbers) else "")
-        return Place(label, tuple(self.body.weights(numbers).items()))
+        return Place(label, tuple(self.body.weights(numbers).items()), self.owner)
 
     def along(self, *direction: float) -> Place:
         """The direction with these body components."""
@@ -79,6 +83,7 @@ class Assembly:
         if dim not in (2, 3):
             raise UserError(f"expected a space of 2 or 3 dimensions, got {dim}")
         self.dim = dim
+        self._mark = object()
         self._bodies: list[Body] = []
         self._start: list[np.ndarray] = []
         self._scalar: list[tuple[str, Place, np.ndarray, float, np.ndarray | None, Surface | None]] = []
@@ -111,6 +116,8 @@ class Assembly:
             raise UserError(f"expected unique names of bodies, got '{name}' twice")
         if not 0 <= dim <= self.dim:
             raise UserError(f"expected body '{name}' of dimension 0 to {self.dim}, got {dim}")
+        if not isinstance(inertia, Inertia):
+            raise UserError(f"expected an Inertia for body '{name}', such as ball(1.0, 0.1), got {inertia!r}")
         check_inertia(name, dim, inertia)
         first = sum(body.dim + 1 for body in self._bodies)
         body = Body(name, dim, inertia, first)
@@ -124,33 +131,35 @@ class Assembly:
         self._start.append(np.concatenate([origin[None], origin + rows]))
         for i, j, length in body.internal_lengths():
             label = f"length {length:.4g} within body '{name}'"
-            span = Place(label, ((i, 1.0), (j, -1.0)))
+            span = Place(label, ((i, 1.0), (j, -1.0)), self._mark)
             self._scalar.append((label, span, np.zeros(self.dim), length, None, None))
-        return BodyHandle(body)
+        return BodyHandle(body, self._mark)
 
     def handle(self, name: str) -> BodyHandle:
         """The body called ``name``."""
         for body in self._bodies:
             if body.name == name:
-                return BodyHandle(body)
+                return BodyHandle(body, self._mark)
         raise unknown_name("body", name, [body.name for body in self._bodies])
 
     def point(self, name: str, mass: float, *, position: Vector | None = None) -> BodyHandle:
         """Add a point mass."""
-        return self.body(name, 0, Inertia(float(mass)), position=position)
+        return self.body(name, 0, Inertia(_number(mass, f"the mass of '{name}'")), position=position)
 
     # --- constraints ---
 
     def distance(self, a: Place | BodyHandle, b: Place | BodyHandle, length: float) -> None:
         """A rod without mass between two points."""
-        a, b = _place(a), _place(b)
+        a, b = self._place(a), self._place(b)
         label = f"distance of {a.label} and {b.label}"
+        if not any(weight for _, weight in _sum(a, b, -1.0)):
+            raise UserError(f"{label} joins a point to itself; join different points")
         self._scalar.append((label, b - a, np.zeros(self.dim), self._length(length, label), None, None))
         self._draw_rod(a, b)
 
     def tether(self, a: Place | BodyHandle, anchor: Vector, length: float) -> None:
         """A rod without mass from a fixed anchor."""
-        a = _place(a)
+        a = self._place(a)
         label = f"tether of {a.label}"
         self._scalar.append((label, a, self._vector(anchor, f"the anchor of the {label}"),
                              self._length(length, label), None, None))  # fmt: skip
@@ -158,12 +167,12 @@ class Assembly:
 
     def ball_joint(self, a: Place | BodyHandle, b: Place | BodyHandle, *, name: str | None = None) -> None:
         """Two points of bodies coincide; errors show the ``name``, by default that of the places."""
-        a, b = _place(a), _place(b)
+        a, b = self._place(a), self._place(b)
         self._joint(name or f"ball joint of {a.label} and {b.label}", a - b, np.zeros(self.dim))
 
     def pin(self, a: Place | BodyHandle, anchor: Vector, *, name: str | None = None) -> None:
         """A point is fixed in space; the body may turn about it."""
-        a = _place(a)
+        a = self._place(a)
         label = name or f"pin of {a.label}"
         self._joint(label, a, self._vector(anchor, f"the anchor of the {label}"))
         self._anchor(self._vector(anchor, label))
@@ -194,13 +203,14 @@ class Assembly:
             return
         if axis_a is None or axis_b is None:
             raise UserError("expected the axes of a hinge in space: axis_a=body.along(...), axis_b=other.along(...)")
-        self.weld_direction(axis_a, axis_b, name=f"hinge axis {name or axis_a.label}")
+        label = f"hinge axis {name or self._direction(axis_a).label}"
+        self.weld_direction(self._direction(axis_a), axis_b, name=label)
 
     def weld_direction(self, direction: Place, fixed: Place | Vector, *, name: str | None = None) -> None:
         """A direction of a body stays that of another body (`Place`), or is fixed in space."""
-        label = name or f"direction {direction.label}"
+        label = name or f"direction {self._direction(direction).label}"
         if isinstance(fixed, Place):
-            self._joint(label, direction - fixed, np.zeros(self.dim))
+            self._joint(label, self._direction(direction) - self._direction(fixed), np.zeros(self.dim))
         else:
             self._joint(label, direction, self._vector(fixed, f"the {label}"))
 
@@ -209,13 +219,13 @@ class Assembly:
 
         With a ball joint at the crossing of the axes this is a universal joint, with a right angle.
         """
-        label = name or f"angle of {a.label}" + (f" and {b.label}" if isinstance(b, Place) else "")
+        label = name or f"angle of {self._direction(a).label}" + (f" and {b.label}" if isinstance(b, Place) else "")
         if not 1e-6 < angle < np.pi - 1e-6:
             raise UserError(f"expected an angle between 0 and pi for the {label}, got {angle:g}; "
                             "weld_direction keeps two directions parallel")  # fmt: skip
         length = float(2.0 * np.cos(0.5 * angle))
         if isinstance(b, Place):
-            span = Place(label, _sum(a, b))
+            span = Place(label, _sum(a, self._direction(b)), self._mark)
             self._scalar.append((label, span, np.zeros(self.dim), length, None, None))
         else:
             unit = self._vector(b, f"the direction of the {label}")
@@ -225,7 +235,7 @@ class Assembly:
 
     def on_plane(self, a: Place | BodyHandle, origin: Vector, normal: Vector) -> None:
         """A point stays on a plane (in two dimensions, on a line)."""
-        a = _place(a)
+        a = self._place(a)
         label = f"{a.label} on a plane"
         n = self._vector(normal, f"the normal of {label}")
         if not np.linalg.norm(n) > 0:
@@ -235,18 +245,25 @@ class Assembly:
 
     def on_line(self, a: Place | BodyHandle, origin: Vector, direction: Vector) -> None:
         """A point stays on a line."""
-        along = self._vector(direction, f"the direction of the line of {_place(a).label}")
+        along = self._vector(direction, f"the direction of the line of {self._place(a).label}")
         if not np.linalg.norm(along) > 0:
-            raise UserError(f"expected a direction that is not zero for the line of {_place(a).label}")
+            raise UserError(f"expected a direction that is not zero for the line of {self._place(a).label}")
         _, _, basis = np.linalg.svd(along[None])
         for normal in basis[1:]:
             self.on_plane(a, origin, normal)
 
     def on_surface(self, a: Place | BodyHandle, surface: Surface, *, origin: Vector | None = None) -> None:
         """A point stays where ``surface(point - origin) == 0``; surface takes (..., d) to (...)."""
-        a = _place(a)
+        a = self._place(a)
         label = f"{a.label} on a surface"
         place = np.zeros(self.dim) if origin is None else self._vector(origin, f"the origin of {label}")
+        if not callable(surface):
+            raise UserError(f"expected a function of points for {label}, got {surface!r}")
+        example = surface(torch.zeros(2, self.dim, dtype=torch.float64))
+        if not isinstance(example, Tensor) or example.shape != (2,):
+            shape = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
+            raise UserError(f"expected the function for {label} to give (2,) for points (2, {self.dim}), got {shape}; "
+                            "reduce over the last axis")  # fmt: skip
         self._scalar.append((label, a, place, 0.0, None, surface))
 
     # --- forces ---
@@ -256,7 +273,7 @@ class Assembly:
         if isinstance(acceleration, (int, float)):
             down = np.zeros(self.dim)
             down[-1] = -acceleration
-            self._gravity = down
+            self._gravity = self._vector(down, "gravity")
         else:
             self._gravity = self._vector(acceleration, "gravity")
 
@@ -268,9 +285,12 @@ class Assembly:
             raise UserError(
                 f"expected a spring with stiffness and rest length of at least 0, got {stiffness} and {rest}"
             )
-        a = _place(a)
+        a = self._place(a)
         if isinstance(b, (Place, BodyHandle)):
-            self._springs.append((_place(b) - a, np.zeros(self.dim), float(stiffness), float(rest)))
+            span = self._place(b) - a
+            if not any(weight for _, weight in span.weights):
+                raise UserError(f"a spring joins {a.label} to itself; join different points")
+            self._springs.append((span, np.zeros(self.dim), float(stiffness), float(rest)))
         else:
             self._springs.append(
                 (a, self._vector(b, f"the end of a spring of {a.label}"), float(stiffness), float(rest))
@@ -285,9 +305,9 @@ class Assembly:
             raise UserError(f"expected a damping coefficient of at least 0, got {coefficient}")
         if a is None:
             for body in self._bodies:
-                self._dampers.append((BodyHandle(body).at(), float(coefficient)))
+                self._dampers.append((BodyHandle(body, self._mark).at(), float(coefficient)))
         else:
-            self._dampers.append((_place(a) if b is None else _place(a) - _place(b), float(coefficient)))
+            self._dampers.append((self._place(a) if b is None else self._place(a) - self._place(b), float(coefficient)))
 
     def rotational_damping(self, coefficient: float, a: BodyHandle, b: BodyHandle | None = None) -> None:
         """The torque ``-coefficient omega``, N m s/rad, on the turning of ``a`` against ``b``, or in space.
@@ -327,7 +347,8 @@ class Assembly:
             raise UserError(f"expected a torsion spring with stiffness of at least 0 and a finite rest angle, got "
                             f"{stiffness} and {rest}")  # fmt: skip
         none = np.zeros(self.dim)
-        ends = [(dict(each.weights), none) if isinstance(each, Place) else
+        self._direction(turning)
+        ends = [(dict(self._direction(each).weights), none) if isinstance(each, Place) else
                 ({}, self._vector(each, f"a direction of the torsion spring of {turning.label}"))
                 for each in (zero, quarter)]  # fmt: skip
 
@@ -340,6 +361,8 @@ class Assembly:
 
     def potential(self, function: Callable[[Tensor], Tensor]) -> None:
         """Any potential energy of the points: x (..., n, d) -> (...), joules."""
+        if not callable(function):
+            raise UserError(f"expected a function of positions x (..., n, d) -> (...), got {function!r}")
         self._forces.append(lambda n: Potential(function))
 
     def magnets(
@@ -350,7 +373,9 @@ class Assembly:
         rows = [np.asarray(each, dtype=float) for each in (positions, moments)]
         if rows[0].shape != rows[1].shape or rows[0].ndim != 2 or rows[0].shape[1] != self.dim:
             raise UserError(f"expected magnets of shapes (F, {self.dim}), got {rows[0].shape} and {rows[1].shape}")
-        carried, origin = _place(carried), self._vector(axis_origin, "the origin of a magnet's axis")
+        if not (np.isfinite(rows).all() and np.isfinite(strength)):
+            raise UserError("expected finite positions, moments and strength of magnets, got NaN or infinity")
+        carried, origin = self._place(carried), self._vector(axis_origin, "the origin of a magnet's axis")
 
         def make(n: int) -> Dipoles:
             tensors = [combined(dict(carried.weights), n)[None], np.zeros((1, self.dim)),
@@ -363,6 +388,10 @@ class Assembly:
 
     def force(self, force: Force) -> None:
         """Any other `Force`."""
+        if not isinstance(force, Force):
+            raise UserError(
+                f"expected a chnn.mechanics.Force, got {force!r}; a function of positions is a potential(...)"
+            )
         self._forces.append(lambda n: force)
 
     # --- drawing ---
@@ -463,15 +492,46 @@ class Assembly:
         self._joints.append((label, place, offset))
 
     def _vector(self, value: Vector, what: str) -> np.ndarray:
-        vector = np.asarray(value, dtype=float)
+        try:
+            vector = np.asarray(value, dtype=float)
+        except (TypeError, ValueError):
+            raise UserError(f"expected {self.dim} finite numbers for {what}, got {value!r}") from None
         if vector.shape != (self.dim,) or not np.isfinite(vector).all():
             raise UserError(f"expected {self.dim} finite numbers for {what}, got {np.asarray(value)}")
         return vector
 
     def _length(self, length: float, label: str) -> float:
+        length = _number(length, f"the length of the {label}")
         if not 0.0 < length < float("inf"):
             raise UserError(f"expected a positive finite length for the {label}, got {length:g}")
-        return float(length)
+        return length
+
+    def _place(self, value: Place | BodyHandle) -> Place:
+        """A place on a body of this assembly."""
+        place = value.at() if isinstance(value, BodyHandle) else value
+        if not isinstance(place, Place):
+            raise UserError(
+                f"expected a body or a place on one (body.at(...)), got {value!r}; an anchor takes tether or pin"
+            )
+        self._own(place)
+        total = sum(weight for _, weight in place.weights)
+        if abs(total - 1.0) > 1e-9:
+            raise UserError(f"expected a place on a body (body.at(...)), got the direction '{place.label}': nothing "
+                            "is there to hold")  # fmt: skip
+        return place
+
+    def _direction(self, value: Place) -> Place:
+        """A direction in a body of this assembly, or a difference of places."""
+        if not isinstance(value, Place):
+            raise UserError(f"expected a direction in a body (body.along(...)), got {value!r}")
+        self._own(value)
+        if abs(sum(weight for _, weight in value.weights)) > 1e-9 or not any(weight for _, weight in value.weights):
+            raise UserError(f"expected a direction in a body (body.along(...)) that is not zero, got '{value.label}'")
+        return value
+
+    def _own(self, place: Place) -> None:
+        if place.owner is not self._mark:
+            raise UserError(f"'{place.label}' belongs to another Assembly; add its body to this one")
 
     def _anchor(self, place: np.ndarray) -> int:
         self._anchors.append(place)
@@ -481,7 +541,7 @@ class Assembly:
         """The index of an end of a drawn line: a point, a mark after the points, or an anchor below 0."""
         if not isinstance(end, (Place, BodyHandle)):
             return self._anchor(self._vector(end, "an anchor"))
-        place = _place(end)
+        place = self._place(end)
         heavy = [(index, weight) for index, weight in place.weights if weight != 0.0]
         if len(heavy) == 1 and heavy[0][1] == 1.0:
             return heavy[0][0]
@@ -494,14 +554,12 @@ class Assembly:
         (self._rods if into is None else into).append((self._end(a), self._end(b)))
 
 
-def _place(value: Place | BodyHandle) -> Place:
-    if isinstance(value, BodyHandle):
-        return value.at()
-    if not isinstance(value, Place):
-        raise UserError(
-            f"expected a body or a place on one (body.at(...)), got {value!r}; an anchor takes tether or pin"
-        )
-    return value
+def _number(value: float, what: str) -> float:
+    """A plain number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"expected a number for {what}, got {value!r}") from None
 
 
 def _sum(a: Place, b: Place, sign: float = 1.0) -> tuple[tuple[int, float], ...]:

@@ -136,28 +136,38 @@ def inverse_mass_matrix(E: Float[Tensor, "n n"], inertia: Float[Tensor, "*batch 
 # --- bodies of uniform density ---
 
 
+def _lengths(what: str, *values: float) -> None:
+    if not all(0.0 < value < float("inf") for value in values):
+        raise UserError(f"expected positive finite lengths of {what}, got {', '.join(map(str, values))}")
+
+
 def rod(mass: float, length: float) -> Inertia:
     """A thin rod along its one axis, centred: ``m l^2 / 12``."""
+    _lengths("a rod", length)
     return Inertia(mass, (mass * length**2 / 12.0,))
 
 
 def disk(mass: float, radius: float) -> Inertia:
     """A thin disk in its two axes: ``m r^2 / 4`` each."""
+    _lengths("a disk", radius)
     return Inertia(mass, (mass * radius**2 / 4.0,) * 2)
 
 
 def ball(mass: float, radius: float) -> Inertia:
     """A solid ball: ``m r^2 / 5`` each."""
+    _lengths("a ball", radius)
     return Inertia(mass, (mass * radius**2 / 5.0,) * 3)
 
 
 def box(mass: float, sides: Sequence[float]) -> Inertia:
     """A solid box, or in two dimensions a plate: ``m a^2 / 12`` for each of the full ``sides``."""
+    _lengths("a box", *sides)
     return Inertia(mass, tuple(mass * side**2 / 12.0 for side in sides))
 
 
 def cylinder(mass: float, radius: float, height: float) -> Inertia:
     """A solid cylinder along its third axis: ``m r^2 / 4`` twice, ``m h^2 / 12``."""
+    _lengths("a cylinder", radius, height)
     return Inertia(mass, (mass * radius**2 / 4.0, mass * radius**2 / 4.0, mass * height**2 / 12.0))
 
 

@@ -12,6 +12,7 @@ from math import pi
 
 import torch
 from jaxtyping import Float
+from lie.run import UserError
 from torch import Tensor
 
 
@@ -146,7 +147,13 @@ class Potential(Force):
 
     def potential(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
         """The function."""
-        return self.function(x)
+        energy = self.function(x)
+        if energy.shape != x.shape[:-2]:
+            raise UserError(
+                f"expected the potential to take positions {tuple(x.shape)} to energies {tuple(x.shape[:-2])}, got "
+                f"{tuple(energy.shape)}; sum over points and axes"
+            )
+        return energy
 
 
 def potential_gradient(potential: Callable[[Tensor], Tensor], x: Float[Tensor, "*batch n d"]) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from chnn.mechanics.constraints import Constraints
 
+_FLAT = 1e-6  # gradient of a function of surfaces, which are of the order of 1 for distances
 _DEPENDENT = 1e-9  # pivot of a normalised Gram matrix below which a constraint depends on those before
 
 
@@ -51,6 +52,14 @@ def independent_rows(
     """Scalar constraints, in order, on which the others depend at most of the ``states``."""
     metric = constraints.metric(inverse_mass)
     D = constraints.directions(constraints.spans(states))  # noqa: N806
+    for _, rows in constraints.surfaces:
+        flat = D[:, rows].norm(dim=-1).median(dim=0).values < _FLAT
+        if bool(flat.any()):
+            name = constraints.names[int(rows[flat][0])]
+            raise UserError(
+                f"impossible constraint: the function of {name} has no gradient where it is zero and cannot guide; "
+                "use one that changes sign across the surface"
+            )
     gram = metric.coupling * (D @ D.mT)
     # Each against what it would be without joints: one that the joints alone imply is zero but for rounding.
     alone = ((constraints.A @ inverse_mass) * constraints.A).sum(-1) * D.square().sum(-1)
@@ -90,13 +99,15 @@ def find_states(
     generator = torch.Generator().manual_seed(seed)
     n, d = start.shape
     size = max(1.0, float(start.abs().max()))
-    best, worst = None, None
+    best, worst, lost = None, None, None
     found: list[Tensor] = []
     noise = [0.0, *[spread] * (count - 1), *[10.0 * spread] * 8]
     for scale in noise:
         x = start + scale * size * torch.randn(n, d, dtype=torch.float64, generator=generator)
         for _ in range(200):
             residual = constraints.residual(x)
+            if not bool(residual.isfinite().all()):
+                break
             if float(residual.abs().amax()) <= 1e-13 * size**2:
                 break
             rows = constraints.jacobian(x).flatten(1)
@@ -105,6 +116,9 @@ def find_states(
             length = float(step.abs().max())
             x = x - (step * min(1.0, size / max(length, 1e-300))).view(n, d)
         off = constraints.residual(x).abs()
+        if not bool(off.isfinite().all()):
+            lost = off
+            continue
         if float(off.amax()) <= 1e-10 * size**2:
             found.append(x)
             if len(found) >= count:
@@ -112,7 +126,13 @@ def find_states(
         elif worst is None or float(off.amax()) < worst:
             best, worst = off, float(off.amax())
     if not found:
-        assert best is not None
+        if best is None:
+            assert lost is not None
+            rows = (~lost.isfinite()).nonzero().flatten().tolist()
+            C, d = constraints.A.shape[0], constraints.spatial_dim  # noqa: N806
+            named = ", ".join(dict.fromkeys(constraints.names[row if row < C else C + (row - C) // d] for row in rows))
+            raise UserError(f"constraints not finite near the reference configuration: {named}; check functions "
+                            "and positions")  # fmt: skip
         C, d = constraints.A.shape[0], constraints.spatial_dim  # noqa: N806
         per_name = torch.cat([best[:C], best[C:].view(-1, d).amax(-1)]) if len(best) > C else best
         order = per_name.argsort(descending=True)[:4].tolist()

@@ -34,6 +34,7 @@ __all__ = ["GRAVITY", "External", "System"]
 External = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A force from outside: (time, x (..., n, d), v) -> (..., n, d), newtons."""
 
+_DEAD = 1e-12  # of a scaled Gram matrix; chains of a thousand links have 1e-3
 _PROJECTED = 1e-4  # relative violation up to which an initial state is projected; float32 states have 1e-7
 
 
@@ -61,6 +62,11 @@ class System:
     """Bodies, constraints and forces."""
 
     def __init__(self, description: Description, *, dt: float | None = None, horizon: float | None = None) -> None:
+        if not isinstance(description, Description):
+            raise UserError(f"expected a Description, the result of Assembly(...).build(name), got {description!r}")
+        for what, value in (("dt", dt), ("horizon", horizon)):
+            if value is not None and not 0.0 < value < float("inf"):
+                raise UserError(f"expected a positive finite {what}, got {value}")
         self.description = description
         self._cache: dict[tuple[torch.dtype, torch.device], tuple[Any, ...]] = {}
         self.name = description.name
@@ -140,6 +146,8 @@ class System:
     def parts(self, like: Tensor) -> tuple[Constraints, Metric, Tensor, tuple[Any, ...]]:
         """Constraints, metric, mass matrix and forces in the dtype and on the device of ``like``."""
         key = (like.dtype, like.device)
+        if like.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"expected states in float32 or float64, got {like.dtype}; use z.double()")
         if key not in self._cache:
             every = self.description
             self._cache[key] = (
@@ -241,7 +249,10 @@ class System:
         force = self.force(x, v)
         if external is not None:
             now = torch.zeros((), dtype=z.dtype, device=z.device) if t is None else t
-            force = force + external(now, x, v)
+            push = external(now, x, v)
+            if push.shape != x.shape:
+                raise UserError(f"expected an external force of shape {tuple(x.shape)}, got {tuple(push.shape)}")
+            force = force + push
         acceleration = lagrangian_acceleration(constraints, metric, x, v, force)
         return torch.stack([v, acceleration], dim=-3)
 
@@ -298,6 +309,12 @@ class System:
         if not 0 < rtol < 1:
             raise UserError(f"expected a tolerance rtol between 0 and 1, got {rtol}")
         atol = 1e-2 * rtol if atol is None else atol
+        if not 0 <= atol < float("inf"):
+            raise UserError(f"expected a finite tolerance atol of at least 0, got {atol}")
+        if max_steps < 1:
+            raise UserError(f"expected max_steps of at least 1, got {max_steps}")
+        if external is not None and not callable(external):
+            raise UserError(f"expected a function (t, x, v) -> (..., n, d) as external force, got {external!r}")
         return simulate(self, z, t, rtol=rtol, atol=atol, dense=dense, method=method, dt=dt, external=external,
                         backend=backend, max_steps=max_steps, progress=progress)  # fmt: skip
 
@@ -343,6 +360,7 @@ class System:
                         f"sample {sample} moves off the constraints of {self.name}: {self._constraint_name(row)} "
                         f"changes at {float(speed[sample, row]):.3g}; off_constraints='project' takes that away"
                     )
+            self._check_regular(z)
             bound = residual_bound(self.parts(z)[0], z[:, 0])
             if bool((residual.amax(-1) <= bound).all()):
                 # Already there to rounding: only the velocities may be off, and mostly are not.
@@ -350,6 +368,25 @@ class System:
                 if bool((speed <= 1e-15 * z[:, 1].abs().amax((-2, -1)).clamp(min=1.0) * self._size).all()):
                     return z, t
         return self.project(z), t
+
+    def _check_regular(self, z: Tensor) -> None:
+        """Refuse states at which constraints depend on one another that elsewhere do not: motion is not determined."""
+        constraints, metric, *_ = self.parts(z)
+        if constraints.A.shape[0] == 0:
+            return
+        D = constraints.directions(constraints.spans(z[:, 0]))  # noqa: N806
+        gram = metric.coupling * (D @ D.mT)
+        scale = gram.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()
+        factor, info = torch.linalg.cholesky_ex(gram * scale.unsqueeze(-1) * scale.unsqueeze(-2))
+        pivots = factor.diagonal(dim1=-2, dim2=-1).square().nan_to_num()
+        dead = (pivots < _DEAD).any(-1) | (info > 0)
+        if bool(dead.any()):
+            sample = _first(dead)
+            row = int(pivots[sample].argmin())
+            raise UserError(
+                f"sample {sample} starts at a dead point of {self.name}: {self._constraint_name(row)} depends on the "
+                "other constraints there, and the motion is not determined; start from a state beside it"
+            )
 
     @cached_property
     def _size(self) -> float:
@@ -359,6 +396,8 @@ class System:
 
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         n, d = self.num_points, self.spatial_dim
+        if not isinstance(z, Tensor):
+            raise UserError(f"expected states as a torch tensor, got {type(z).__name__}; use torch.as_tensor(z)")
         if z.shape[-3:] != (2, n, d):
             raise UserError(f"expected states of shape (..., 2, {n}, {d}) for {self.name}, got {tuple(z.shape)}")
         if not z.is_floating_point():
@@ -366,10 +405,12 @@ class System:
         return z[..., 0, :, :], z[..., 1, :, :]
 
 
-def check_count(num: int) -> None:
-    """At least one initial state."""
-    if num < 1:
-        raise UserError(f"expected at least one initial state, got {num}")
+def check_count(num: int, what: str = "initial state", least: int = 1) -> None:
+    """A whole number of at least one, or ``least``."""
+    if not isinstance(num, int):
+        raise UserError(f"expected a whole number of {what}s, got {num!r}")
+    if num < least:
+        raise UserError(f"expected at least {'one' if least == 1 else least} {what}, got {num}")
 
 
 def relax(system: System, iterations: int = 400, start: Tensor | None = None) -> Float[Tensor, "n d"]:

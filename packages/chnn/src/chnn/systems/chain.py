@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from lie.run import UserError
 from torch import Tensor
 
 from chnn.mechanics import GRAVITY, Assembly, rod
@@ -45,8 +44,7 @@ class ChainPendulum(System):
         *,
         beams: bool = False,
     ) -> None:
-        if links < 1:
-            raise UserError(f"expected at least one link, got {links}")
+        check_count(links, "link")
         self.links, self.beams = links, beams
         mass, length = positive("masses", masses, links).tolist(), positive("lengths", lengths, links).tolist()
         self.lengths = torch.tensor(length, dtype=torch.float64)

@@ -38,8 +38,7 @@ class CoupledPendulum(SphericalSystem):
         lengths: Sequence[float] | None = None,
         spring_constant: float = 10.0,
     ) -> None:
-        if bobs < 1:
-            raise UserError(f"expected at least one bob, got {bobs}")
+        check_count(bobs, "bob")
         if not 0.0 <= spring_constant < float("inf"):
             raise UserError(f"expected a spring constant of at least 0, got {spring_constant}")
         self.bobs, self.spring_constant = bobs, float(spring_constant)

@@ -40,8 +40,7 @@ class MagnetPendulum(SphericalSystem):
         magnets: int = 2,
         published_sign: bool = False,
     ) -> None:
-        if magnets < 0:
-            raise UserError(f"expected at least 0 magnets, got {magnets}")
+        check_count(magnets, "magnet", least=0)
         if not math.isfinite(dipole):
             raise UserError(f"expected a finite dipole, got {dipole}")
         self.mass, self.length, self.dipole = float(mass), float(length), float(dipole)

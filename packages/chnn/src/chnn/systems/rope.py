@@ -29,8 +29,7 @@ class Rope(System):
     dt, horizon = 0.02, 2.0
 
     def __init__(self, links: int = 50, mass: float = 1.0, length: float = 2.0, damping: float = 0.0) -> None:
-        if links < 1:
-            raise UserError(f"expected at least one link, got {links}")
+        check_count(links, "link")
         if not (0.0 < mass < float("inf") and 0.0 < length < float("inf")):
             raise UserError(f"expected a positive finite mass and length, got {mass} and {length}")
         self.links, self.mass, self.length, self.damping = links, float(mass), float(length), float(damping)
