@@ -26,3 +26,10 @@ def test_flips_of_a_double_pendulum(tmp_path, capsys):
     assert above > 10 and 0.2 < share < 0.95
     assert (tmp_path / "run" / "flip.html").stat().st_size > 10_000
     assert len(list((tmp_path / "run").glob("*.npz"))) == 2
+
+
+def test_load_robots(tmp_path):
+    found = load("load_robots").main(str(tmp_path / "hopper.gif"), horizon=0.3)
+    # The trapezoidal rule over 40 steps of the damper's power, a joule in all; the tolerance of a step.
+    assert found["balance"] < 1e-2 and found["drift"] < 1e-7
+    assert (tmp_path / "hopper.gif").stat().st_size > 1000

@@ -285,6 +285,19 @@ def test_coordinates_and_back(folder, name):
     assert torch.autograd.gradcheck(lambda c: robot.from_angles(torch.stack([c, c])), start, fast_mode=True)
 
 
+def test_a_state_by_names(folder):
+    robot = System.from_file(folder / "cart.xml")
+    z = robot.state({"pivot": 0.3}, {"rail": -1.0})
+    q = robot.to_angles(z)[0]
+    expected = torch.zeros(2, 6, dtype=torch.float64)
+    expected[0, 1], expected[1, 0] = 0.3, -1.0
+    torch.testing.assert_close(q, expected, rtol=0, atol=1e-12)
+    with pytest.raises(UserError, match="unknown coordinate 'pivott': did you mean 'pivot'"):
+        robot.state({"pivott": 0.3})
+    with pytest.raises(UserError, match=r"shape \(..., 2, 6\) for cart, got \(2, 5\); they are rail, pivot"):
+        robot.from_angles(torch.zeros(2, 5))
+
+
 def test_a_file_of_a_pendulum_is_the_pendulum(tmp_path):
     """The double pendulum of beams in the plane, also as the system that exists."""
     links = ""

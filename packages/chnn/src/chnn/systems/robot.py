@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
-from lie.run import UserError
+from lie.run import UserError, unknown_name
 from torch import Tensor
 
 from chnn.formats import WORLD, Motion, Shape, assemble, read_robot
@@ -105,6 +105,22 @@ class Robot(System):
         x, v = torch.func.jvp(self._tree_positions, (angles[..., 0, :],), (angles[..., 1, :],))  # type: ignore[misc]  (two without has_aux)
         z = torch.stack([x, v], dim=-3)
         return self.project(z) if self._looped else z
+
+    def state(
+        self, angles: Mapping[str, float] | None = None, rates: Mapping[str, float] | None = None
+    ) -> Float[Tensor, "1 2 n 3"]:
+        """The state in which the named coordinates and rates have these values and the others are 0, float64.
+
+        Raises:
+            UserError: for a name that is not in `angle_names`, with the nearest that is.
+        """
+        q = torch.zeros(1, 2, self.num_angles, dtype=torch.float64)
+        for row, values in enumerate((angles or {}, rates or {})):
+            for name, value in values.items():
+                if name not in self.angle_names:
+                    raise unknown_name("coordinate", name, self.angle_names)
+                q[0, row, self.angle_names.index(name)] = value
+        return self.from_angles(q)
 
     def _tree_positions(self, q: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch n 3"]:
         centres: list[Tensor] = []
