@@ -33,3 +33,9 @@ def test_load_robots(tmp_path):
     # The trapezoidal rule over 40 steps of the damper's power, a joule in all; the tolerance of a step.
     assert found["balance"] < 1e-2 and found["drift"] < 1e-7
     assert (tmp_path / "hopper.gif").stat().st_size > 1000
+
+
+def test_chaos():
+    found = load("chaos").main(30.0)
+    assert found["chaotic"] > 0.7 and found["calm"] < 0.4 * found["chaotic"]
+    assert found["crossings"] > 10 and found["drift"] < 1e-5

@@ -1,4 +1,4 @@
-"""The command ``chnn``: simulate true systems, train models on them, evaluate and animate."""
+"""The command ``chnn``: simulate true systems, analyse their motion, train models on them, evaluate and animate."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from lie.run import (
     write_json,
 )
 
+from chnn.analysis.command import Analyse
 from chnn.storage.command import Simulate
 from chnn.storage.flags import system_of_flags
 
@@ -282,5 +283,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Mechanical systems with explicit constraints: true trajectories, and networks that learn the motion "
         "(CHNN, Finzi, Wang, Wilson 2020)."
     )
-    commands = {"simulate": Simulate, "train": Train, "evaluate": Evaluate, "animate": Animate}
+    commands = {"simulate": Simulate, "analyse": Analyse, "train": Train, "evaluate": Evaluate, "animate": Animate}
     return run_command("chnn", description, commands, argv)

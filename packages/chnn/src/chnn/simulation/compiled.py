@@ -30,7 +30,7 @@ from torch import Tensor
 from chnn.mechanics import Potential, project_fixed
 from chnn.simulation import rattle
 from chnn.simulation.errors import Untraceable
-from chnn.simulation.graph import Program, trace
+from chnn.simulation.graph import Program, trace, with_tangent
 from chnn.simulation.loops import solve
 from chnn.simulation.march import march
 from chnn.simulation.vector_code import Code, compile_kernel, compile_programs, layout, processor
@@ -62,18 +62,19 @@ def simulate_compiled(
     dense: bool = False,
     max_steps: int = 1_000_000,
     progress: Callable[[float], object] | None = None,
+    kind: str = "kernel",
 ) -> Float[Tensor, "B T 2 n d"]:
     """As `chnn.simulation.reference.simulate_torch`, by compiled code on the CPU; without gradients.
 
-    Times may be (B, T), a row for each sample.
+    Times may be (B, T), a row for each sample. With ``kind="tangent"`` a state (4, n, d) carries a tangent vector.
 
     Raises:
         Untraceable: if the system has a force that has no compiled form.
         IntegrationError: names samples and time; its ``reached`` is (B, T, 2, n, d), NaN from where a sample stopped.
     """
-    code = kernel_of(system)
+    code = kernel_of(system, kind)
     addresses = tuple(code.addresses[name] for name in _NAMES)
-    places = layout(2 * system.num_points * system.spatial_dim)
+    places = layout(z0[0].numel())
     order = tuple(places[name] for name in _PLACES)
     start = np.ascontiguousarray(z0.detach().cpu().reshape(len(z0), -1).numpy())
     times = np.ascontiguousarray(torch.atleast_2d(t).detach().cpu().numpy())
@@ -284,19 +285,12 @@ def tangent_programs_of(system: Any) -> tuple[Program, Program]:
 
     The tangent vector moves by the derivative of the field along it.
     """
-    example = system.description.reference
-    zero = torch.zeros_like(example)
-    constraints, metric, *_ = system.parts(example)
+    velocity, project = programs_of(system)
+    size, state = project.inputs, project.operations
 
-    def velocity(x: Tensor, v: Tensor, dx: Tensor, dv: Tensor) -> list[Tensor]:
-        f = lambda x, v: system.field(torch.stack([x, v]))[1]  # noqa: E731
-        acceleration, change = torch.func.jvp(f, (x, v), (dx, dv))
-        return [v, acceleration, dv, change]
+    def shifted(x: Any) -> Any:  # inputs stand before the results of operations
+        return x if isinstance(x, float) or x < size else x + size
 
-    def project(x: Tensor, v: Tensor, dx: Tensor, dv: Tensor) -> list[Tensor]:
-        if constraints.num_constraints == 0:
-            return [x, v, dx, dv]
-        return [*project_fixed(constraints, metric, x, v), dx, dv]
-
-    with torch.no_grad():
-        return trace(velocity, example, zero, zero, zero), trace(project, example, zero, zero, zero)
+    moved = tuple((name, *map(shifted, operands)) for name, *operands in state)
+    both = Program(2 * size, moved, (*map(shifted, project.outputs), *range(size, 2 * size)))
+    return with_tangent(velocity), both

@@ -207,6 +207,50 @@ def _finish(graph: Graph, inputs: int, outputs: list[Any]) -> Program:
     return Program(inputs, tuple(operations), finals)
 
 
+def with_tangent(program: Program) -> Program:
+    """The program of the outputs and then of their derivatives, of the inputs and then of a tangent vector.
+
+    Forward differentiation, operation by operation; what is zero leaves none.
+    """
+    graph = Graph()
+    inputs = [graph.make("input", i) for i in range(2 * program.inputs)]
+    values: list[Any] = inputs[: program.inputs]
+    rates: list[Any] = inputs[program.inputs :]
+
+    def get(source: list[Any], x: Any, constant: Any = None) -> Any:
+        return (x if constant is None else constant) if isinstance(x, float) else source[x]
+
+    for name, *operands in program.operations:
+        x = [get(values, each) for each in operands]
+        dx = [get(rates, each, 0.0) for each in operands]
+        if name in ("add", "sub"):
+            result, rate = (x[0] + x[1], dx[0] + dx[1]) if name == "add" else (x[0] - x[1], dx[0] - dx[1])
+        elif name == "mul":
+            result, rate = x[0] * x[1], dx[0] * x[1] + x[0] * dx[1]
+        elif name == "div":
+            inverse = 1.0 / x[1]
+            result = x[0] * inverse
+            rate = (dx[0] - result * dx[1]) * inverse
+        elif name == "neg":
+            result, rate = -x[0], -dx[0]
+        elif name == "select":
+            result = graph.make("select", *x)
+            rate = 0.0 if _is_zero(dx[1]) and _is_zero(dx[2]) else graph.make("select", x[0], dx[1], dx[2])
+        elif name in COMPARISONS:
+            result, rate = graph.make(name, *x), 0.0
+        else:
+            result = apply(name, x[0])
+            slope = {
+                "sqrt": lambda r=result: 0.5 / r, "exp": lambda r=result: r, "log": lambda y=x[0]: 1.0 / y,
+                "sin": lambda y=x[0]: apply("cos", y), "cos": lambda y=x[0]: -apply("sin", y),
+            }[name]  # fmt: skip
+            rate = slope() * dx[0]
+        values.append(result)
+        rates.append(rate)
+    outputs = [get(values, x) for x in program.outputs] + [get(rates, x, 0.0) for x in program.outputs]
+    return _finish(graph, 2 * program.inputs, outputs)
+
+
 # --- torch's operations on arrays of symbols and numbers ---
 
 

@@ -1,0 +1,195 @@
+"""The command ``chnn analyse``: what the motion of a system, or of a run on disk, conserves, and how chaotic it is."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+from lie.run import (
+    UserError,
+    atomic_path,
+    output_directory,
+    print_table,
+    provenance,
+    seeded_generator,
+    unknown_name,
+    write_json,
+)
+
+from chnn.storage.flags import system_of_flags
+
+if TYPE_CHECKING:
+    from chnn.analysis import Crossings, LyapunovExponents
+
+_DIRECTIONS = {"both": 0, "up": 1, "down": -1}
+
+
+@dataclass(frozen=True)
+class Analyse:
+    """Lyapunov exponents, a Poincare section, and what is conserved, of a system or of a run of chnn simulate.
+
+    Writes metrics.json, conservation.png, lyapunov.png, and with --section crossings.npz and section.png.
+
+    Example: chnn analyse chain-pendulum --links 2 --horizon 200 --section angle0 --direction up --out runs/chaos
+
+    Example: chnn analyse runs/chain3 --exponents 1 --out runs/chain3/analysis
+    """
+
+    system: tyro.conf.Positional[str]
+    """A system's name, such as chain-pendulum, or the folder of a run, whose trajectories and initial states are
+    taken."""
+    out: Path
+    """Folder for the results; made if it is not there."""
+    links: int | None = None
+    """Links of a chain-pendulum or rope."""
+    bobs: int | None = None
+    """Bobs of a coupled-pendulum."""
+    masses: tuple[float, ...] | None = None
+    """Masses, kg, one a body; 1 each by default."""
+    lengths: tuple[float, ...] | None = None
+    """Lengths of the rods, m; 1 each by default."""
+    spring_constant: float | None = None
+    """Spring constant of a coupled-pendulum, N/m."""
+    set: tuple[str, ...] = ()
+    """Any parameter of the system's class as NAME=VALUE, for example --set magnets=3 dipole=0.2."""
+    trajectories: int = 10
+    """Number of random initial states, or of trajectories of the run."""
+    horizon: float | None = None
+    """Time, s; ten of the paper's horizons by default. What is conserved of a run is that over the run."""
+    rtol: float = 1e-9
+    """Relative tolerance of a step."""
+    exponents: int | None = None
+    """How many Lyapunov exponents, the largest first; all by default, 0 for none."""
+    every: float | None = None
+    """Time between two orthonormalisations of the tangent vectors, s; ten of the system's dt by default."""
+    transient: float = 0.0
+    """Time before growth counts, s."""
+    section: str | None = None
+    """Poincare section: a coordinate and its value, such as angle0=0, rate1, x0.1=-0.5 or v0.0 (point 0, axis 0)."""
+    direction: str = "both"
+    """Crossings where the coordinate grows (up), falls (down), or both."""
+    seed: int = 0
+    """Seed of the initial states and of the tangent vectors."""
+    device: str = "cpu"
+    """Device: cpu, cuda, auto. On the cpu, code compiled for the system does the work."""
+
+    def run(self) -> None:
+        """Analyse, write and report."""
+        import torch
+        from lie.integrators import IntegrationError
+        from lie.run import resolve_device
+
+        from chnn.analysis import conservation, coordinate, lyapunov, poincare
+
+        if self.direction not in _DIRECTIONS:
+            raise unknown_name("direction", self.direction, _DIRECTIONS)
+        if self.trajectories < 1 or self.seed < 0:
+            raise UserError(f"expected --trajectories >= 1 and --seed >= 0, got {self.trajectories} and {self.seed}")
+        if not 0.0 < self.rtol < 1.0:
+            raise UserError(f"expected an --rtol between 0 and 1, got {self.rtol}")
+        device = resolve_device(self.device)
+        system, z, t = self._start()
+        horizon = 10.0 * system.horizon if self.horizon is None else self.horizon
+        if not system.dt <= horizon < float("inf"):
+            raise UserError(f"expected a --horizon of at least {system.dt:g} s, got {horizon:g}")
+        section = None if self.section is None else coordinate(system, self.section)
+        started = time.perf_counter()
+        metrics: dict[str, Any] = {"system": system.name, "parameters": system.parameters(), "horizon": horizon,
+                                   "trajectories": len(z), "rtol": self.rtol, "seed": self.seed}  # fmt: skip
+        with output_directory(self.out) as out:
+            try:
+                if t is None:
+                    t = torch.arange(round(horizon / system.dt) + 1, dtype=torch.float64) * system.dt
+                    z = system.simulate(z[:, 0].to(device), t.to(device), self.rtol, dense=True)
+                z0 = z[:, 0].to(device)
+                report = conservation(system, z.cpu(), t)
+                report.plot(out / "conservation.png", f"{system.name}, {len(z)} trajectories")
+                metrics["conservation"] = report.summary()
+                print_table(f"{system.name}: {len(z)} trajectories of {float(t[-1] - t[0]):g} s",
+                            ["quantity", "median", "largest"], report.rows())  # fmt: skip
+                if self.exponents != 0:
+                    found = lyapunov(
+                        system, z0, horizon, num=self.exponents, every=self.every, transient=self.transient,
+                        rtol=self.rtol, generator=seeded_generator(self.seed),
+                    )  # fmt: skip
+                    metrics["lyapunov"] = summary = found.summary()
+                    _draw_exponents(found, out / "lyapunov.png")
+                    rows = [[str(i + 1), f"{mean:.5f}", f"{error:.5f}"] for i, (mean, error) in enumerate(
+                        zip(summary["exponents_mean"], summary["exponents_standard_error"], strict=True))]  # fmt: skip
+                    print_table(f"Lyapunov exponents over {horizon:g} s (1/s)", ["", "mean", "standard error"], rows)
+                    if found.complete:
+                        print(f"they sum to {summary['sum_max']:.1e} and pair to {summary['pairing_max']:.1e} at worst")
+                if section is not None:
+                    crossings = poincare(system, z0, horizon, section, direction=_DIRECTIONS[self.direction],
+                                         rtol=min(self.rtol, 1e-9))  # fmt: skip
+                    count = len(crossings.times)
+                    metrics["section"] = {"section": self.section, "direction": self.direction, "crossings": count}
+                    _write_crossings(crossings, out / "crossings.npz")
+                    labels = _draw_section(system, crossings, out / "section.png", self.section or "")
+                    print(f"{count} crossings of {self.section}, drawn as {labels[1]} over {labels[0]}")
+            except IntegrationError as error:
+                raise UserError(str(error)) from None
+            metrics |= {"seconds": round(time.perf_counter() - started, 3), "device": str(device),
+                        "versions": provenance("chnn")}  # fmt: skip
+            write_json(out / "metrics.json", metrics)
+            print(f"written to {out}")
+
+    def _start(self) -> tuple[Any, Any, Any]:
+        """The system, states (B, T, 2, n, d), and their times; None for states that are yet to be simulated."""
+        from chnn.storage import load_run
+
+        if Path(self.system).is_dir():
+            run = load_run(self.system)
+            return run.system, run[: self.trajectories], run.t
+        system = system_of_flags(self)
+        return system, system.sample(self.trajectories, generator=seeded_generator(self.seed)).unsqueeze(1), None
+
+
+def _write_crossings(crossings: Crossings, path: Path) -> None:
+    import numpy as np
+
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(
+            file, sample=crossings.sample.cpu().numpy(), times=crossings.times.cpu().numpy(),
+            states=crossings.states.cpu().numpy(), direction=crossings.direction.cpu().numpy(),
+        )  # fmt: skip
+
+
+def _draw_exponents(found: LyapunovExponents, path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for k in range(found.running.shape[-1]):
+        axes.plot(found.times.cpu(), found.running[..., k].cpu(), lw=0.8, color=f"C{k % 10}")
+    axes.axhline(0.0, color="0.6", lw=0.6)
+    axes.set(
+        xlabel="time (s)", ylabel="Lyapunov exponents (1/s)", title="running estimates, a line for each trajectory"
+    )
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _draw_section(system: Any, crossings: Crossings, path: Path, title: str) -> tuple[str, str]:
+    """The crossings in the plane of the last angle and its rate, or of the last point's first coordinate."""
+    from matplotlib.figure import Figure
+
+    count = getattr(system, "num_angles", 0)
+    if count:
+        angles = system.to_angles(crossings.states)
+        x, y = angles[:, 0, count - 1], angles[:, 1, count - 1]
+        labels = (f"angle{count - 1} (rad)", f"rate{count - 1} (rad/s)")
+    else:
+        last = system.num_points - 1
+        x, y = crossings.states[:, 0, last, 0], crossings.states[:, 1, last, 0]
+        labels = (f"x{last}.0 (m)", f"v{last}.0 (m/s)")
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(x.cpu(), y.cpu(), s=2, c=crossings.sample.cpu() % 10, cmap="tab10", vmin=0, vmax=9, linewidths=0)
+    axes.set(xlabel=labels[0], ylabel=labels[1], title=f"section {title}")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return labels

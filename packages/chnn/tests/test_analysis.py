@@ -1,0 +1,244 @@
+"""Lyapunov exponents, Poincare sections and what is conserved, against laws, exact values and minimal coordinates."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+
+import numpy as np
+import pytest
+import torch
+from chnn.analysis import conservation, coordinate, lyapunov, poincare
+from chnn.analysis.lyapunov import _flow_many
+from chnn.cli import main
+from chnn.mechanics import Assembly
+from chnn.simulation.compiled import programs_of, tangent_programs_of
+from chnn.simulation.graph import Program
+from chnn.systems import GRAVITY, CartPole, ChainPendulum, CoupledPendulum, FourBar, Gyroscope, Rotor, Satellite, System
+from lie.run import UserError
+from PIL import Image
+from scipy.integrate import solve_ivp
+from scipy.special import ellipk
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def run(program: Program, *inputs: torch.Tensor) -> torch.Tensor:
+    """A program by Python's arithmetic."""
+    values = torch.cat([x.flatten() for x in inputs]).tolist()
+
+    def get(x):
+        return x if isinstance(x, float) else values[x]
+
+    others = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
+              "eq": operator.eq, "neg": operator.neg, "select": lambda c, a, b: a if c else b}  # fmt: skip
+    for name, *operands in program.operations:
+        values.append((others.get(name) or getattr(math, name))(*map(get, operands)))
+    return torch.tensor([get(x) for x in program.outputs], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("system", [ChainPendulum(2), CoupledPendulum(2), Gyroscope(), FourBar(), Rotor()],
+                         ids=lambda s: s.name)  # fmt: skip
+def test_exponents_of_conservative_systems_sum_to_zero_and_pair(system: System):
+    """At any horizon, by symplectic frames: what is left is the error of the integration over the time."""
+    z0 = system.sample(3, generator=generator())
+    found = lyapunov(system, z0, 2.0, every=0.25, rtol=1e-10, generator=generator())
+    assert found.exponents.shape == (3, 2 * system.description.degrees_of_freedom) and found.complete
+    assert found.total.abs().max() <= 1e-7 and found.pairing.max() <= 1e-7
+    assert found.exponents.abs().max() > 0.01  # not by being all zero
+    assert torch.equal(found.running[-1], found.exponents) and float(found.times[-1]) == 2.0
+
+
+def test_both_paths_move_tangent_vectors_alike():
+    system = CoupledPendulum(2)
+    z0 = system.sample(2, generator=generator())
+    a, b = (lyapunov(system, z0, 0.5, every=0.25, backend=name, generator=generator()) for name in ("numba", "torch"))
+    torch.testing.assert_close(a.exponents, b.exponents, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("system", [ChainPendulum(3), CartPole(damping=0.2), CoupledPendulum(2)], ids=lambda s: s.name)
+def test_differentiated_programs_are_the_derivative(system: System):
+    z = system.sample(1, generator=generator())[0]
+    change = torch.randn(z.shape, dtype=torch.float64, generator=generator(1))
+    velocity, project = tangent_programs_of(system)
+    value, rate = torch.func.jvp(system.field, (z,), (change,))
+    expected = torch.cat([value.flatten(), rate.flatten()])
+    torch.testing.assert_close(run(velocity, z, change), expected, rtol=1e-11, atol=1e-12)
+    expected = torch.cat([run(programs_of(system)[1], z), change.flatten()])
+    assert torch.equal(run(project, z, change), expected)
+
+
+def test_tangent_vectors_of_the_double_pendulum_in_minimal_coordinates():
+    """An independent derivation: the equations of the angles, differentiated by a complex step, by SciPy."""
+    system, t_end = ChainPendulum(2), 2.0
+    z0 = system.sample(1, generator=generator(4))
+    start = system.to_angles(z0)[0]
+    change = torch.tensor([[0.3, -0.7], [0.5, 0.2]], dtype=torch.float64)
+
+    def field(y):
+        a, b, p, q = y
+        s, c = np.sin(a - b), np.cos(a - b)
+        first = (-2 * GRAVITY * np.sin(a) + GRAVITY * np.sin(b) * c - s * (q * q + p * p * c)) / (2 - c * c)
+        second = (2 * s * p * p + 2 * GRAVITY * (np.sin(a) * c - np.sin(b)) + s * c * q * q) / (2 - c * c)
+        return np.array([p, q, first, second])
+
+    both = lambda _, y: np.concatenate([field(y[:4]), field(y[:4] + 1e-30j * y[4:]).imag / 1e-30])  # noqa: E731
+    first = np.concatenate([start.flatten().numpy(), change.flatten().numpy()])
+    y = torch.from_numpy(solve_ivp(both, (0, t_end), first, "DOP853", rtol=1e-13, atol=1e-13).y[:, -1])
+    expected = torch.func.jvp(system.from_angles, (y[:4].view(2, 2),), (y[4:].view(2, 2),))[1]
+    ambient = torch.func.jvp(system.from_angles, (start,), (change,))[1]
+    t = torch.tensor([0.0, t_end], dtype=torch.float64)
+    got = _flow_many(system, torch.cat([z0[0], ambient])[None], t, 1e-12, "auto")[0, 2:]
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-8 * float(expected.abs().max()))
+
+
+def test_exponents_of_the_upright_double_pendulum_are_exact():
+    """At rest upright: growth with rates sqrt(g (2 +- sqrt 2)), the roots of the linear system."""
+    system = ChainPendulum(2)
+    z0 = system.from_angles(torch.tensor([[[math.pi, math.pi], [0.0, 0.0]]], dtype=torch.float64))
+    found = lyapunov(system, z0, 1.0, every=0.1, transient=2.5, rtol=1e-12, generator=generator())
+    rates = [math.sqrt(GRAVITY * (2 + root)) for root in (math.sqrt(2), -math.sqrt(2))]
+    expected = torch.tensor([[*rates, *(-r for r in reversed(rates))]], dtype=torch.float64)
+    # Rounding grows by exp(3.5 * 5.8) to 1e-7; the frame turns to the directions by exp(-2 * 3.4 * 2.5), 1e-7.
+    torch.testing.assert_close(found.exponents, expected, rtol=0, atol=1e-5)
+
+
+def test_damping_shrinks_phase_volume():
+    """The sum of the exponents is the mean divergence of the field, between -c / M and -c / (M_0 of the cart alone)."""
+    system = CartPole(damping=0.4)
+    found = lyapunov(system, system.sample(2, generator=generator()), 3.0, every=0.5)
+    cart, pole = system.masses.tolist()
+    assert (found.total < -0.4 / (cart + pole) + 1e-6).all() and (
+        found.total > -0.4 / (0.25 * pole + cart) - 0.05
+    ).all()
+
+
+@pytest.mark.slow
+def test_zero_exponents_of_symmetries_and_chaos():
+    """A heavy asymmetric top keeps energy and vertical spin: four zeros of six; a double pendulum only energy: two."""
+    pendulum = ChainPendulum(2)
+    z0 = pendulum.from_angles(torch.tensor([[[2.5, 2.8], [0.0, 0.0]]], dtype=torch.float64))
+    chaotic = lyapunov(pendulum, z0, 1000.0, transient=20.0, generator=generator())
+    assert chaotic.exponents[0, 0] > 1.0 and chaotic.exponents[0, 1].abs() < 0.02  # log(T) / T
+    assert 0 < chaotic.error[0, 0] < 0.2 * chaotic.exponents[0, 0]
+    top = lyapunov(Gyroscope(), Gyroscope().sample(2, generator=generator()), 500.0, generator=generator())
+    assert (top.exponents[:, 1:5].abs() < 0.05).all()
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_crossings_of_a_pendulum_are_half_periods_apart(backend: str):
+    """From rest at angle a the period is 4 K(sin a/2) / sqrt(g / l) (complete elliptic integral)."""
+    system, angle = ChainPendulum(1), 2.0
+    z0 = system.from_angles(torch.tensor([[[angle], [0.0]], [[0.5], [0.0]]], dtype=torch.float64))
+    section = coordinate(system, "angle0")
+    found = poincare(system, z0, 6.0, section, rtol=1e-12, backend=backend)
+    for sample, start in enumerate((angle, 0.5)):
+        period = 4 * ellipk(math.sin(start / 2) ** 2) / math.sqrt(GRAVITY)
+        mine = found.of(sample)
+        expected = torch.arange(len(mine.times), dtype=torch.float64) * 0.5 * period + 0.25 * period
+        assert len(expected) == int((6.0 - 0.25 * period) / (0.5 * period)) + 1
+        torch.testing.assert_close(mine.times, expected, rtol=0, atol=1e-10)
+        assert mine.direction.tolist() == [-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1][: len(expected)]
+        assert section(mine.states).abs().max() <= 1e-10 and system.constraints(mine.states).abs().max() <= 1e-14
+    up = poincare(system, z0, 6.0, section, direction=1, rtol=1e-12, backend=backend)
+    assert torch.equal(up.times, found.times[found.direction == 1])
+
+
+def test_a_graze_between_two_times_of_the_grid_is_found():
+    """A section just inside the turning point is crossed twice in 0.02 s, within one interval of the grid."""
+    system = ChainPendulum(1)
+    z0 = system.from_angles(torch.tensor([[[0.5], [0.0]]], dtype=torch.float64))
+    section = coordinate(system, "angle0=-0.49995")
+    found = poincare(system, z0, 1.5, section, spacing=0.05, rtol=1e-12)
+    assert found.direction.tolist() == [-1, 1]
+    period = 4 * ellipk(math.sin(0.25) ** 2) / math.sqrt(GRAVITY)
+    # theta'' = g sin 0.5 there: 5e-5 rad take sqrt(2 * 5e-5 / that) s, to third order in it.
+    half = math.sqrt(2 * 5e-5 / (GRAVITY * math.sin(0.5)))
+    torch.testing.assert_close(found.times, torch.tensor([0.5 * period - half, 0.5 * period + half]).double(), rtol=0,
+                               atol=1e-6)  # fmt: skip
+    assert found.times.diff() < 0.05
+
+
+def test_conservation_measures_what_is_conserved(tmp_path):
+    system = Gyroscope()
+    t = torch.linspace(0, 1, 51, dtype=torch.float64)
+    z = system.simulate(system.sample(4, generator=generator()), t, 1e-11)
+    report = conservation(system, z, t)
+    numbers = report.summary()
+    assert numbers["energy_drift_max"] < 1e-9 and numbers["angular_momentum_z_change_max"] < 1e-9
+    assert numbers["angular_momentum_x_change_max"] > 1e-3  # gravity turns it
+    assert numbers["position_violation_max"] <= 1e-14
+    assert json.loads(json.dumps(numbers)) == numbers
+    # A drift that is put in is measured.
+    faster = z.clone()
+    faster[:, :, 1] *= (1 + 1e-3 * t).view(1, -1, 1, 1)
+    kinetic = system.kinetic(z[:, 0]) / report.scale
+    rate = conservation(system, faster, t).rate_of_drift()
+    assert (rate / (2e-3 * kinetic) - 1).abs().max() < 0.3  # kinetic energy changes along the way
+    report.plot(tmp_path / "energy.png", "a top")
+    assert Image.open(tmp_path / "energy.png").size[0] > 500
+
+
+def test_bad_input_is_named():
+    system = ChainPendulum(2)
+    z0 = system.sample(1, generator=generator())
+    with pytest.raises(UserError, match="between 1 and 4 exponents"):
+        lyapunov(system, z0, 1.0, num=5)
+    with pytest.raises(UserError, match="every <= horizon"):
+        lyapunov(system, z0, 1.0, every=2.0)
+    with pytest.raises(UserError, match="did you mean 'numba'"):
+        lyapunov(system, z0, 1.0, backend="nunba")
+    for text in ("y0", "x5.0", "x0", "angle7", "rate0.1", "x0.0=a"):
+        with pytest.raises(UserError, match=r"section|point below"):
+            coordinate(system, text)
+    with pytest.raises(UserError, match="has no angles"):
+        coordinate(Satellite(), "angle0")
+    with pytest.raises(UserError, match="direction 1, -1 or 0"):
+        poincare(system, z0, 1.0, coordinate(system, "x0.0"), direction=2)
+    with pytest.raises(UserError, match=r"\(\.\.\., 2, n, d\) -> \(\.\.\.\)"):
+        poincare(system, z0, 1.0, lambda z: z[..., 0, 0, :])
+    with pytest.raises(UserError, match="trajectories of shape"):
+        conservation(system, z0, torch.zeros(1))
+
+
+def test_a_system_without_compiled_form_is_analysed_by_torch():
+    world = Assembly(1 + 1)
+    world.tether(world.point("bob", 1.0, position=(0.0, -1.0)), (0.0, 0.0), 1.0)
+    world.potential(lambda x: torch.special.i0(x).sum((-2, -1)))
+    system = System(world.build("own"))
+    z0 = system.sample(2, generator=generator())
+    found = lyapunov(system, z0, 0.5, every=0.25)
+    assert found.pairing.max() <= 1e-6
+    assert len(poincare(system, z0, 3.0, coordinate(system, "x0.0"), rtol=1e-9).times) > 0
+
+
+def test_command(tmp_path, capsys):
+    out = tmp_path / "analysis"
+    command = ["analyse", "chain-pendulum", "--links", "2", "--trajectories", "2", "--horizon", "3", "--section",
+               "angle0", "--direction", "up", "--out", str(out)]  # fmt: skip
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "Lyapunov" in shown and "energy drift" in shown
+    numbers = json.loads((out / "metrics.json").read_text())
+    assert len(numbers["lyapunov"]["exponents_mean"]) == 4 and numbers["lyapunov"]["pairing_max"] < 1e-6
+    assert numbers["conservation"]["energy_drift_max"] < 1e-6 and numbers["seed"] == 0
+    with np.load(out / "crossings.npz", allow_pickle=False) as file:
+        assert len(file["times"]) == numbers["section"]["crossings"] > 0 and file["states"].shape[1:] == (2, 2, 2)
+    for name in ("conservation.png", "lyapunov.png", "section.png"):
+        assert Image.open(out / name).size[0] > 400
+    for wrong, message in ((["--section", "q1"], "section such as"), (["--horizon", "-1"], "horizon"),
+                           (["--exponents", "9"], "between 1 and")):  # fmt: skip
+        capsys.readouterr()
+        assert main([*command, *wrong]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_command_on_a_run(tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main(["simulate", "rotor", "--trajectories", "2", "--horizon", "0.3", "--out", str(run)]) == 0
+    assert main(["analyse", str(run), "--exponents", "0", "--out", str(tmp_path / "analysis")]) == 0
+    numbers = json.loads((tmp_path / "analysis" / "metrics.json").read_text())
+    assert numbers["conservation"]["angular_momentum_x_change_max"] < 1e-8 and "lyapunov" not in numbers
