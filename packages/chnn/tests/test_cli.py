@@ -123,6 +123,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
         (["evaluate", tmp_path / "none"], "does not exist"),
         (["animate", tmp_path / "none"], "does not exist"),
         (["animate", tmp_path / "none", "--animation", "mov"], "unknown kind of animation 'mov'"),
+        (["animate", tmp_path / "none", "--out", tmp_path / "a.avi"], "ends in .gif, .mp4 or .html, or a folder"),
+        (["simulate", "rope", "--set", "lenght=2", "--out", out], "did you mean --length?"),
+        (
+            ["simulate", "rope", "--set", "links=5.5", "--out", out],
+            "a whole number for links of rope, got 5.5",
+        ),
+        (["simulate", "satellite", "--links", "4", "--out", out], "it has none"),
         (["animate", tmp_path / "none", "--fps", "0"], "positive --speed, --fps and --size"),
         (["trian"], "did you mean 'train'"),
     ]

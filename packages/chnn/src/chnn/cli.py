@@ -144,6 +144,9 @@ class Evaluate:
             _report(model, config, system, out, {})
 
 
+_OTHER_FILMS = {".apng", ".avi", ".htm", ".jpeg", ".jpg", ".mkv", ".mov", ".pdf", ".png", ".svg", ".webm", ".webp"}
+
+
 @dataclass(frozen=True)
 class Animate:
     """Draw a simulation, or a model's prediction over the truth in grey: GIF, MP4 or an interactive page.
@@ -183,6 +186,8 @@ class Animate:
         if self.trajectory < 0:
             raise UserError(f"expected a --trajectory of at least 0, got {self.trajectory}")
         file = self.out if self.out is not None and self.out.suffix.lower().lstrip(".") in KINDS else None
+        if file is None and self.out is not None and self.out.suffix.lower() in _OTHER_FILMS and not self.out.is_dir():
+            raise UserError(f"expected a file that ends in .gif, .mp4 or .html, or a folder, got --out {self.out}")
         kinds = () if file is not None else tuple(dict.fromkeys(self.animation))
         for kind in kinds or (self.out or Path()).suffix.lower().lstrip(".").split():
             check_kind(kind)

@@ -76,6 +76,7 @@ def simulate_run(settings: Settings, out: str | Path, *, system: System | None =
               smoothing=0.0, disable=done == settings.trajectories) as bar:  # fmt: skip
         for k, part in enumerate(parts):
             if part is None:
+                bar.set_postfix_str("compiled once for each system" if bar.n == 0 and device.type == "cpu" else "")
                 parts[k], spent = _simulate_shard(settings, system, plan, k, out, device, bar)
                 seconds += spent
     drifts = Drifts.join([part for part in parts if part is not None])

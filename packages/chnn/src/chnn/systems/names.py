@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from difflib import get_close_matches
 from typing import Any
 
 from lie.run import UserError, unknown_name
@@ -41,10 +42,14 @@ def system_by_name(name: str, **parameters: Any) -> System:
         raise unknown_name("system", name, _BY_NAME)
     given = {key: value for key, value in parameters.items() if value is not None}
     own = _parameters(_BY_NAME[name])
-    for key in given:
+    for key, value in given.items():
         if key not in own:
-            shown = ", ".join("--" + option.replace("_", "-") for option in own)
-            raise UserError(f"{name} has no parameter --{key.replace('_', '-')}; it has {shown}")
+            shown = ", ".join("--" + option.replace("_", "-") for option in own) or "none"
+            close = get_close_matches(key, own, n=1)
+            hint = f"; did you mean --{close[0].replace('_', '-')}?" if close else ""
+            raise UserError(f"{name} has no parameter --{key.replace('_', '-')}{hint}; it has {shown}")
+        if own[key].annotation == "int" and isinstance(value, float):
+            raise UserError(f"expected a whole number for {key} of {name}, got {value:g}")
     for key, parameter in own.items():
         if parameter.default is inspect.Parameter.empty and key not in given:
             raise UserError(f"{name} needs --{key.replace('_', '-')}")
