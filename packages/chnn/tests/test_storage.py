@@ -22,7 +22,7 @@ from chnn.storage.settings import initial_states
 from chnn.systems import SYSTEMS, System, system_by_name
 from lie.run import UserError
 
-BASE = Settings("chain-pendulum", {"links": 1}, trajectories=150, dt=0.1, horizon=0.5)
+BASE = Settings("chain-pendulum", {"links": 2}, trajectories=150, dt=0.1, horizon=0.5)
 
 
 def files(folder):
@@ -60,7 +60,7 @@ for kind in sys.argv[2:]:
     simulate_run(settings, whole)
     second = (time.monotonic() - began) / 8
     kills = 0
-    while kills < 40 and not (cut / "metrics.json").exists():
+    while kills < 20 and not (cut / "metrics.json").exists():
         child = os.fork()
         if child == 0:
             simulate_run(settings, cut)
@@ -108,7 +108,7 @@ def test_resume_redoes_nothing_that_is_whole(tmp_path, monkeypatch):
 
 def test_a_trajectory_depends_on_the_seed_and_its_number_only(tmp_path):
     reference = load_run(run(tmp_path / "whole")).z
-    drawn = initial_states(system_by_name("chain-pendulum", links=1), 0, range(150))
+    drawn = initial_states(system_by_name("chain-pendulum", links=2), 0, range(150))
     # Projected once more, which moves them by rounding.
     torch.testing.assert_close(reference[:, 0], drawn, rtol=0.0, atol=1e-14)
     for shard, count in [(7, 20), (64, 150), (1, 3)]:
@@ -132,7 +132,7 @@ def test_read_back(tmp_path, kind):
     if kind == "parquet":
         pytest.importorskip("pyarrow")
     back = load_run(run(tmp_path / "run", replace(BASE, format=kind, shard=40)))
-    assert len(back) == 150 and back.seed == 0 and back.parameters["links"] == 1
+    assert len(back) == 150 and back.seed == 0 and back.parameters["links"] == 2
     assert back.system.name == "chain-pendulum" and torch.equal(back.t, 0.1 * torch.arange(6).double())
     z = back.z
     # The same numbers as without a disk: the compiled path takes the same steps in any batch.
@@ -166,18 +166,20 @@ def test_parquet_is_a_table_with_units(tmp_path):
 
 def test_a_system_of_your_own(tmp_path):
     world = Assembly(2)
-    world.tether(world.point("bob", 1.0, position=(0.6, -0.8)), (0, 0), 1.0)
+    upper, lower = world.point("upper", 1.0, position=(0.0, -1.0)), world.point("lower", 1.0, position=(0.0, -2.0))
+    world.tether(upper, (0, 0), 1.0)  # the chain of two, whose kernel is there
+    world.distance(upper, lower, 1.0)
     world.gravity()
     own = System(world.build("pendulum"))
     tmp_path.joinpath("run").mkdir()
     simulate_run(replace(BASE, system="pendulum", parameters={}, trajectories=4), tmp_path / "run", system=own)
-    assert load_run(tmp_path / "run", system=own).z.shape == (4, 6, 2, 1, 2)
+    assert load_run(tmp_path / "run", system=own).z.shape == (4, 6, 2, 2, 2)
     with pytest.raises(UserError, match="unknown system 'pendulum'"):
         load_run(tmp_path / "run")
 
 
 def test_a_full_disk_keeps_what_is_whole(tmp_path, monkeypatch, capsys):
-    arguments = ["chain-pendulum", "--links", "1", "--trajectories", "150", "--dt", "0.1", "--horizon", "0.5",
+    arguments = ["chain-pendulum", "--links", "2", "--trajectories", "150", "--dt", "0.1", "--horizon", "0.5",
                  "--shard", "50", "--no-animation"]  # fmt: skip
     assert main(["simulate", *arguments, "--out", str(tmp_path / "whole")]) == 0
     save, calls = np.savez, []
@@ -214,7 +216,7 @@ def test_trajectories_that_stop_early(tmp_path, monkeypatch, capsys):
                                reached=z)  # fmt: skip
 
     monkeypatch.setattr(System, "simulate", stops)
-    arguments = ["chain-pendulum", "--links", "1", "--trajectories", "6", "--shard", "4", "--no-animation"]
+    arguments = ["chain-pendulum", "--links", "2", "--trajectories", "6", "--shard", "4", "--no-animation"]
     message = fails(capsys, "simulate", *arguments, "--out", tmp_path / "stop")
     assert "trajectory 1:" in message and "0.25" in message and "--failures keep" in message
     assert main(["simulate", *arguments, "--failures", "keep", "--out", str(tmp_path / "keep")]) == 0
@@ -227,12 +229,12 @@ def test_trajectories_that_stop_early(tmp_path, monkeypatch, capsys):
 
 def test_resume_goes_by_its_own_settings(tmp_path, capsys, caplog):
     folder = tmp_path / "run"
-    arguments = ["--trajectories", "3", "--horizon", "0.1", "--dt", "0.05", "--links", "1", "--no-animation"]
+    arguments = ["--trajectories", "3", "--horizon", "0.1", "--dt", "0.05", "--links", "2", "--no-animation"]
     assert main(["simulate", "chain-pendulum", *arguments, "--out", str(folder)]) == 0
     for flags, message in [
         (["--rtol", "1e-5"], "has rtol 1e-10, got --rtol 1e-05"),
         (["rope"], "has system 'chain-pendulum', got SYSTEM 'rope'"),
-        (["--links", "3"], "has links 1, got --links 3"),
+        (["--links", "3"], "has links 2, got --links 3"),
         (["--set", "links=3"], "leave out --set"),
         (["--out", tmp_path / "other"], "either SYSTEM and --out RUN"),
     ]:
@@ -264,7 +266,7 @@ def test_damaged_folders_are_one_line(tmp_path, capsys, monkeypatch):
         last.write_bytes(content)
         with pytest.raises(UserError, match=r"damaged or cut short.*--resume"):
             load_run(folder)[149]
-    np.savez(last, z=np.zeros((70, 6, 2, 1, 2), dtype=np.float32))
+    np.savez(last, z=np.zeros((70, 6, 2, 2, 2), dtype=np.float32))
     with pytest.raises(UserError, match="does not fit its run"):
         load_run(folder)[149]
     last.unlink()
