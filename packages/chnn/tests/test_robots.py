@@ -576,6 +576,21 @@ def test_one_error_names_all_that_is_left_out(tmp_path):
         System.from_file(path, base="loose", ignore=tuple(FEATURES))
 
 
+def test_a_root_without_mass_is_held_whatever_its_moments(tmp_path):
+    """As in the cart-pole that comes with PyBullet: a rail of mass 0 with moments, a sliding cart, a pole."""
+    path = tmp_path / "robot.xml"
+    rail = LINK.format("rail", "").replace('value="1"', 'value="0"')
+    path.write_text(f"""<robot name="cart">{rail}{LINK.format("cart", "<contact/>")}{LINK.format("pole", "")}
+      <joint name="slide" type="prismatic"><parent link="rail"/><child link="cart"/></joint>
+      <joint name="turn" type="continuous"><parent link="cart"/><child link="pole"/><axis xyz="0 1 0"/></joint>
+      </robot>""")
+    with pytest.raises(UserError, match=r"<contact> says how link 'cart' touches.*ignore=\('contacts',\)"):
+        System.from_file(path)
+    robot = System.from_file(path, ignore="contacts")
+    assert robot.parameters()["ignore"] == ["contacts"]
+    assert robot.angle_names == ("slide", "turn") and robot.description.degrees_of_freedom == 2
+
+
 def test_flags_take_away_what_would_be_refused(tmp_path):
     """What the file itself turns off is not missed; gravity too."""
     path = tmp_path / "robot.xml"

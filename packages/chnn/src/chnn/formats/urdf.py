@@ -126,12 +126,12 @@ def _origin(element: Element) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _link(element: Element, parent: int, folder: Path, left: Leftover) -> Link:
-    element.only(("name", "type"), ("inertial", "visual", "collision", "sensor"))
+    element.only(("name", "type"), ("inertial", "visual", "collision", "sensor", "contact", "self_collision_checking"))
     name = element.need("name")
     link = Link(name, parent, np.zeros(3), np.eye(3), where=element.where)
     inertial = element.one("inertial")
     if inertial is not None:
-        mass = _inertial(inertial, name)
+        mass = _inertial(inertial, name, root=parent == WORLD)
         if mass is not None:
             link.masses.append(mass)
     for visual in element.all("visual"):
@@ -142,10 +142,12 @@ def _link(element: Element, parent: int, folder: Path, left: Leftover) -> Link:
         left.of(collision, "contacts", f"of link '{name}' may touch others")
     for sensor in element.all("sensor"):
         left.of(sensor, "sensors", "measures")
+    for node in element.all("contact", "self_collision_checking"):
+        left.of(node, "contacts", f"says how link '{name}' touches others")
     return link
 
 
-def _inertial(element: Element, name: str) -> Mass | None:
+def _inertial(element: Element, name: str, *, root: bool) -> Mass | None:
     element.only((), ("origin", "mass", "inertia"))
     position, rotation = _origin(element)
     mass, inertia = element.one("mass"), element.one("inertia")
@@ -163,7 +165,7 @@ def _inertial(element: Element, name: str) -> Mass | None:
         xx, xy, xz, yy, yz, zz = (inertia.number(entry, 0.0) for entry in entries)
         tensor = rotation @ np.array([[xx, xy, xz], [xy, yy, yz], [xz, yz, zz]]) @ rotation.T
     if value == 0.0:
-        if inertia is not None and np.any(tensor):
+        if not root and inertia is not None and np.any(tensor):  # a root without mass is held: nothing is lost
             element.fail(f"gives link '{name}' moments of inertia without mass; give it mass or remove <inertial>")
         return None
     return from_tensor(value, position, tensor)

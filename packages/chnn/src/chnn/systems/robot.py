@@ -61,7 +61,7 @@ class Robot(System):
         world, motions, shapes, reference = assemble(tree, left)
         left.check()
         self.file = Path(file).resolve()
-        self._arguments = {"ignore": list(ignore), "base": base, "gravity": gravity, "digest": tree.digest}
+        self._arguments = {"ignore": list(left.ignore), "base": base, "gravity": gravity, "digest": tree.digest}
         self._motions, self._looped = motions, bool(tree.loops)
         self._reference = torch.from_numpy(reference)
         for link, drawn in zip(tree.links, shapes, strict=True):
