@@ -47,6 +47,7 @@ class LayersCommand(ModelOptions):
 
         from liederivative.actions import resolve_generators
         from liederivative.images import load_photographs
+        from liederivative.layerwise.over_images import DEFINITIONS
         from liederivative.measurement import naming
         from liederivative.plots import plot_layers
         from liederivative.zoo import check_model_names, describe
@@ -90,55 +91,17 @@ class LayersCommand(ModelOptions):
         """The terms of one generator, their shares over all images together."""
         from tqdm import tqdm
 
-        from liederivative.layerwise.decomposition import decompose
+        from liederivative.layerwise.over_images import terms_over_images
 
         start = time.perf_counter()
-        sums: dict[str, list[float]] = {}
-        kinds: dict[str, str] = {}
-        layers: set[str] = set()
-        total = dim = closure = 0.0
-        unknown: tuple[str, ...] = ()
-        for image in tqdm(x.split(1), desc=f"{self.model} {generator}", unit="image"):
-            found = decompose(
-                module,
-                image,
-                generator,
-                output="invariant",
-                probabilities=not self.logits,
-                by="type" if self.by == "type" else "layer",
-            )
-            closure, unknown = max(closure, found.closure), found.unknown
-            layers |= set(found.terms)
-            kinds |= found.kinds
-            total += float(found.total.square().sum())
-            dim = found.total.numel()
-            for name, term in found.all_terms().items():
-                along, square = float((term * found.total).sum()), float(term.square().sum())
-                old = sums.get(name, [0.0, 0.0])
-                sums[name] = [old[0] + along, old[1] + square]
-        rows, cumulative = [], 0.0
-        for name in (name for name in kinds if name in sums):
-            along, square = sums[name]
-            share = along / total if total else 0.0
-            cumulative += share
-            rows.append(
-                {
-                    "name": name,
-                    "kind": kinds[name],
-                    "layer": name in layers,
-                    "share": share,
-                    "norm": (square / len(x)) ** 0.5,
-                    "squared": square / (len(x) * dim),
-                    "cumulative": cumulative,
-                }
-            )
-        return {
-            "mean_squared": total / (len(x) * dim),
-            "closure": closure,
-            "unknown": list(unknown),
-            "seconds": round(time.perf_counter() - start, 2),
-            "terms": rows,
-        }
+        table = terms_over_images(
+            module,
+            tqdm(x.split(1), desc=f"{self.model} {generator}", unit="image"),
+            generator,
+            probabilities=not self.logits,
+            by="type" if self.by == "type" else "layer",
+        )
+        return {**table, "seconds": round(time.perf_counter() - start, 2)}
 
     def _show(self, tables: dict[str, dict[str, Any]]) -> None:
         for generator, table in tables.items():
@@ -152,16 +115,6 @@ class LayersCommand(ModelOptions):
             print(f"terms add up to the whole within {table['closure']:.0e}; {table['seconds']} s")
             if table["unknown"]:
                 print(f"{len(table['unknown'])} operations could not be followed; their terms are in the next ones'")
-
-
-DEFINITIONS = {
-    "share": "<term, total> / <total, total>, summed over images before the division: signed, and all sum to 1",
-    "norm": "root of the mean over images of the term's squared Euclidean norm; norms do not add up",
-    "squared": "mean over outputs and images of the term's square, as the LEE is of the total",
-    "cumulative": "sum of the shares up to this term, in order of the run",
-    "closure": "|sum of terms - total| over the largest of them, the largest over images: rounding",
-}
-"""What the numbers mean, written beside them."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ class SweepCommand(MeasureOptions):
     """
 
     models: tyro.conf.Positional[tuple[str, ...]] = ()
-    """names, globs in quotes ('resnet*', '*.fb_in1k', '*' for all), and @FILE, a list of them, one a line"""
+    """names, globs in quotes ('resnet*', '*.fb_in1k', '*' for all), @FILE, a list of them, one a line, and
+    @paper, the models of the paper's sweep that timm still has"""
     family: tuple[str, ...] = ()
     """timm modules, all of whose models are measured: convnext vision_transformer swin_transformer"""
     exclude: tuple[str, ...] = ()

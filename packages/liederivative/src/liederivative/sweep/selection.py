@@ -9,7 +9,10 @@ from pathlib import Path
 
 from lie.run import UserError, unknown_name
 
-from liederivative.zoo import check_model_names
+from liederivative.zoo import check_model_names, current_name
+
+PAPER = Path(__file__).with_name("paper_models.txt")
+"""the models of the paper's sweep, ``@paper``"""
 
 
 @functools.cache
@@ -31,7 +34,7 @@ def family_of(name: str) -> str:
     >>> family_of("deit_tiny_patch16_224.fb_in1k")
     'deit'
     """
-    return _family_by_architecture()[name.partition(".")[0]]
+    return _family_by_architecture()[current_name(name).partition(".")[0]]
 
 
 def select_models(
@@ -45,7 +48,8 @@ def select_models(
 
     Args:
         patterns: names (``resnet18``), with a tag or without; globs (``resnet*``, ``*.fb_in1k``); and ``@FILE``,
-            a text file of names and globs, one a line, ``#`` before a remark.
+            a text file of names and globs, one a line, ``#`` before a remark; ``@paper``, the 480 models of the
+            paper's sweep that timm still has. Names that timm changed since are replaced by those of today.
         family: timm modules, all of whose models are taken.
         exclude: globs of what is left out.
         pretrained: only models with published weights (of a name given in full, an error if there are none).
@@ -60,10 +64,10 @@ def select_models(
     import timm
 
     chosen: dict[str, None] = {}
-    for pattern in _expanded(patterns):
+    for pattern in _expanded(patterns, pretrained):
         if not any(character in pattern for character in "*?["):
             check_model_names([pattern], pretrained=pretrained)
-            chosen[pattern] = None
+            chosen[current_name(pattern)] = None
             continue
         known = timm.list_models(pretrained=True) if "." in pattern else timm.list_models()
         found = [name for name in known if fnmatchcase(name, pattern)]
@@ -85,20 +89,21 @@ def select_models(
     return names
 
 
-def _expanded(patterns: Iterable[str]) -> Iterable[str]:
-    """``patterns`` with the contents of list files in their place."""
+def _expanded(patterns: Iterable[str], pretrained: bool) -> Iterable[str]:
+    """``patterns`` with the contents of list files in their place; of the paper's, those whose weights can be had."""
     for pattern in patterns:
         if not pattern.startswith("@"):
             yield pattern
             continue
-        path = Path(pattern[1:])
+        path = PAPER if pattern == "@paper" else Path(pattern[1:])
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(
                 f"cannot read the list of models {path} ({error}); expected a text file of one name a line"
             ) from None
-        yield from (name for line in lines if (name := line.partition("#")[0].strip()))
+        names = (name for line in lines if (name := line.partition("#")[0].strip()))
+        yield from (n for n in names if path != PAPER or not pretrained or _has_weights(current_name(n)))
 
 
 def _has_weights(name: str) -> bool:

@@ -121,31 +121,14 @@ def _measure(task: Task) -> dict[str, Any]:
 def layer_table(model: Any, images: Any, generator: str, probabilities: bool) -> list[dict[str, Any]]:
     """One row a layer or operation, in order of the run: name, type, signed share of the total, mean square.
 
-    The decomposition is done image by image; the share is ``sum <term, total> / sum <total, total>`` over images, so
-    that the rows' shares sum to 1, up to the layers whose place could not be followed.
+    The shares sum to 1, up to the layers whose place could not be followed.
     """
-    from liederivative.layerwise import decompose
+    from liederivative.layerwise.over_images import terms_over_images
 
-    inner: dict[str, float] = {}
-    square: dict[str, float] = {}
-    kinds: dict[str, str] = {}
-    total = 0.0
-    for image in images.split(1):
-        found = decompose(model, image, generator, output="invariant", probabilities=probabilities)
-        total += float(found.total.double().square().sum())
-        kinds |= found.kinds
-        for name, term in found.all_terms().items():
-            inner[name] = inner.get(name, 0.0) + float((term.double() * found.total.double()).sum())
-            square[name] = square.get(name, 0.0) + float(term.double().square().mean()) / len(images)
+    table = terms_over_images(model, images.split(1), generator, probabilities=probabilities)
     return [
-        {
-            "name": name,
-            "type": kinds[name],
-            "share": inner[name] / total if total else 0.0,
-            "squared": square[name],
-        }
-        for name in kinds
-        if name in inner
+        {"name": row["name"], "type": row["kind"], "share": row["share"], "squared": row["squared"]}
+        for row in table["terms"]
     ]
 
 

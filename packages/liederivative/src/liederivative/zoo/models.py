@@ -66,7 +66,7 @@ def check_model_names(names: Sequence[str], *, pretrained: bool = False) -> None
 
     if not names:
         raise UserError("expected at least one timm model name, got none; for example: resnet18")
-    for name in names:
+    for name in map(current_name, names):
         if ":" in name or "/" in name or not timm.is_model(name):
             raise unknown_name("timm model", name, timm.list_models())
         architecture, _, tag = name.partition(".")
@@ -78,6 +78,17 @@ def check_model_names(names: Sequence[str], *, pretrained: bool = False) -> None
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise UserError(f"expected each model once, got {', '.join(twice)} more than once")
+
+
+def current_name(name: str) -> str:
+    """The name that timm knows a model by now, where it was renamed: architecture and tag; other names as they are.
+
+    >>> current_name("convnext_tiny_in22ft1k")
+    'convnext_tiny.fb_in22k_ft_in1k'
+    """
+    from timm.models import get_deprecated_models
+
+    return get_deprecated_models().get(name) or name
 
 
 def load_model(
@@ -106,6 +117,7 @@ def load_model(
     import timm
     from timm.data import resolve_model_data_config  # pyright: ignore[reportPrivateImportUsage]
 
+    name = current_name(name)
     check_model_names([name], pretrained=pretrained)
     if pretrained and (checkpoint is not None or num_classes is not None):
         raise UserError("expected --pretrained alone, or --checkpoint with --num-classes; got both")
