@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from liederivative import Sequences, Tokens, decompose, lie_derivative
@@ -461,6 +463,49 @@ def test_hooks_flags_and_state_come_back_also_after_an_error():
             assert not part._forward_hooks
             assert not part._forward_pre_hooks
         assert all(torch.equal(tensor, state[name]) for name, tensor in net.state_dict().items())
+
+
+def test_outputs_that_are_not_finite_name_the_layer():
+    net = seeded(cnn)
+    net[4].weight.data.fill_(math.inf)
+    with pytest.raises(ValueError, match="come from the layer '4'"):
+        decompose(net, images(1, 3, 16, 16), "rotate")
+
+
+def test_a_users_hook_is_part_of_its_layer():
+    net, x = seeded(cnn), images(2, 3, 16, 16)
+    handle = net[2].register_forward_hook(lambda module, args, out: 2 * out)
+    found = decompose(net, x, "rotate")
+    handle.remove()
+    assert found.closure < 1e-12
+    scaled = nn.Sequential(*net[:2], Doubled(), *net[3:])
+    torch.testing.assert_close(found.terms["2"], decompose(scaled, x, "rotate").terms["2"])
+
+
+def test_an_encoder_layer_and_a_compiled_module_are_decomposed_as_written():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = nn.Conv2d(3, 8, 4, 4)
+            self.encoder = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+
+        def forward(self, x):
+            return self.encoder(self.embed(x).flatten(2).mT).mean(1)
+
+    net, x = seeded(Encoder), images(2, 3, 16, 16)
+    before = torch.backends.mha.get_fastpath_enabled()
+    found = decompose(net, x, "rotate")
+    assert torch.backends.mha.get_fastpath_enabled() == before
+    assert found.closure < 1e-12
+    assert "encoder.norm1" in found.terms
+    compiled = decompose(torch.compile(net), x, "rotate")
+    assert compiled.terms.keys() == found.terms.keys()
+    torch.testing.assert_close(compiled.total, lie_derivative(torch.compile(net), x, "rotate"))
+
+
+class Doubled(nn.Module):
+    def forward(self, x):
+        return 2 * x.relu()
 
 
 def test_sums_by_type_and_depth_and_the_cumulative_curve():

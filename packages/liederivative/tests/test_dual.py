@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from liederivative import lie_derivative
+from liederivative import lie_derivative, lie_derivatives
+from liederivative.derivative import LADDER
 from liederivative.derivative.dual import Dual, DualMode, UnsupportedError
 from liederivative.derivative.rules import RULES
 from torch import nn
@@ -264,3 +265,22 @@ def test_tangents_have_the_dtype_of_the_values_under_either_default(dtype):
 
 def test_the_rules_have_names_of_operators():
     assert all(hasattr(torch.ops.aten, name) for name in RULES)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_complex_numbers_and_scripted_modules():
+    x = torch.rand(2, 3, 8, 8, dtype=torch.float64)
+
+    def spectrum(x):
+        return torch.fft.fft2(x).abs().mean((2, 3))
+
+    ours = lie_derivatives(spectrum, x, ["rotate", "saturate"])
+    torchs = lie_derivatives(spectrum, x, ["rotate", "saturate"], ladder=LADDER[3:])
+    torch.testing.assert_close(ours.derivatives, torchs.derivatives, rtol=1e-10, atol=1e-12)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).double()
+    whole = lie_derivatives(net, x, "rotate", output="NCHW").derivatives
+    for module in (torch.jit.script(net.train()), torch.jit.trace(net.eval(), x)):
+        flags = [part.training for part in module.modules()]
+        found = lie_derivatives(module, x, "rotate", output="NCHW")
+        torch.testing.assert_close(found.derivatives, whole, rtol=1e-7, atol=1e-9)  # by whichever rung carries it
+        assert [part.training for part in module.modules()] == flags

@@ -1,6 +1,6 @@
 """The Lie derivative of a model, by forward-mode differentiation."""
 
-from liederivative.derivative.evaluation import double_copy, evaluation_mode, module_of
+from liederivative.derivative.evaluation import double_copy, evaluation_mode, module_of, uncompiled
 from liederivative.derivative.lie_derivative import (
     LieDerivatives,
     Selector,
@@ -28,4 +28,5 @@ __all__ = [
     "lie_derivatives",
     "module_of",
     "push_forward",
+    "uncompiled",
 ]

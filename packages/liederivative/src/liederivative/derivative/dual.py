@@ -208,23 +208,13 @@ class DualMode(TorchDispatchMode):
                 if name in FACTORIES:  # a view may be all that is left of it
                     self._alive.append(out)
             return out
-        return self.apply(func, name, args, kwargs, plain, plain_kw, found, out)
+        return self.apply(name, Call(func, args, kwargs, plain, plain_kw, out, rows_of(found)), found)
 
-    def apply(
-        self,
-        func: Any,
-        name: str,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        plain: list[Any],
-        plain_kw: dict[str, Any],
-        found: list[Dual],
-        out: Any,
-    ) -> Any:
+    def apply(self, name: str, call: Call, found: list[Dual]) -> Any:
         """The outputs of an operation that is neither a view nor a write, with their tangents."""
-        call = Call(func, args, kwargs, plain, plain_kw, out, rows_of(found))
+        del found
         call.spare = self.spare
-        wrapped = _wrap(out, self._tangents(name, call), call.rows)
+        wrapped = _wrap(call.out, self._tangents(name, call), call.rows)
         if call.buffer is not None:
             (wrapped if isinstance(wrapped, Dual) else wrapped[0]).buffer = call.buffer
         return wrapped

@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
+
+
+def uncompiled(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The module that `torch.compile` wraps, which computes the same; anything else as it is."""
+    original = getattr(model, "_orig_mod", None)
+    return original if isinstance(original, nn.Module) else model
 
 
 def module_of(model: Callable[..., Any]) -> nn.Module | None:
@@ -32,14 +39,21 @@ def evaluation_mode(model: Callable[..., Any]) -> Iterator[None]:
     """
     module = module_of(model)
     parts = list(module.modules()) if module is not None else []
+    flags = [(part, part.training) for part in parts]
+    parts = [part for part in parts if not isinstance(part, torch.jit.ScriptModule)]  # these keep nothing of a run
+    fast = torch.backends.mha.get_fastpath_enabled()
     # What a model keeps of its last run (an attention map, a table of positions) would keep our tangents: its
     # attributes are put back, those in torch's own dictionaries too.
     kept = [(part, dict(part.__dict__), [dict(part.__dict__[name]) for name in _REGISTRIES]) for part in parts]
     try:
-        for part in parts:
+        for part, _ in flags:
             part.training = False
+        torch.backends.mha.set_fastpath_enabled(False)  # torch's encoder layer as one kernel, which has no derivative
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for part, training in flags:
+            part.training = training
         for part, attributes, registries in kept:
             part.__dict__.clear()
             part.__dict__.update(attributes)

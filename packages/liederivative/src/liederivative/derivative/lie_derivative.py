@@ -30,7 +30,7 @@ from liederivative.actions import (
     resolve_layout,
     spanning_tangents,
 )
-from liederivative.derivative.evaluation import double_copy, evaluation_mode, module_of
+from liederivative.derivative.evaluation import double_copy, evaluation_mode, module_of, uncompiled
 from liederivative.derivative.metadata import declared_layout
 from liederivative.derivative.pushforward import LADDER, Rung, push_forward
 
@@ -130,6 +130,7 @@ def lie_derivatives(
         generator: of the random directions.
         ladder: ways of differentiating to try, in order.
     """
+    model = uncompiled(model)
     action = Images() if action is None else action
     chosen = resolve_generators(generators, action.generators)
     check_inputs(model, x, action)

@@ -20,7 +20,7 @@ from lie.run import UserError
 from torch import Tensor
 
 from liederivative.actions import Action, GeneratorLike, Images, Layout, resolve_generators, resolve_layout
-from liederivative.derivative import Selector, check_inputs, declared_layout, evaluation_mode, module_of
+from liederivative.derivative import Selector, check_inputs, declared_layout, evaluation_mode, module_of, uncompiled
 from liederivative.derivative.lie_derivative import check_outputs, moving_parts, one_tensor
 from liederivative.layerwise.tracer import IDEAL, TOTAL, Tracer
 
@@ -164,6 +164,7 @@ def decompose(
     >>> list(decompose(net, torch.rand(1, 1, 8, 8), "rotate").terms)
     ['0', '1', '3']
     """
+    model = uncompiled(model)
     action = Images() if action is None else action
     (chosen,) = resolve_generators(generator, action.generators)
     check_inputs(model, x, action)
@@ -198,7 +199,12 @@ def decompose(
                 layout = resolve_layout(declared_layout(model, out, domain) if output is None else output, out)
                 if probabilities:
                     out = out.softmax(dim=layout.channel_dim)
-            return _collected(tracer, tracer.result_dual(out), layout, chosen.name, by, model)
+            found = tracer.result_dual(out)
+            with evaluation_mode(model), torch.no_grad():
+                check_outputs(
+                    model, found.primal, found.primal if not found.moves else found.tangents, lambda: model(x)
+                )
+            return _collected(tracer, found, layout, chosen.name, by)
         except UserError:
             raise
         except torch.OutOfMemoryError:
@@ -214,16 +220,13 @@ def decompose(
     ) from failure
 
 
-def _collected(
-    tracer: Tracer, out: Any, layout: Layout, generator: str, by: str, model: Callable[..., Any]
-) -> Decomposition:
+def _collected(tracer: Tracer, out: Any, layout: Layout, generator: str, by: str) -> Decomposition:
     value = out.primal
     zeros = torch.zeros_like(value)
     ideal = layout.tangents(value, tracer.coefficients, tracer.domain)[0]
     if not out.moves:
         return Decomposition(generator, value, zeros - ideal, {}, {}, {}, zero=tuple(tracer.origin))
     tangents, rows = out.tangents, out.rows
-    check_outputs(model, value, tangents)
     total = tangents[rows.index(TOTAL)] - ideal
     drift = tangents[rows.index(IDEAL)] - ideal
     found = {tracer.names[row]: tangents[i] for i, row in enumerate(rows) if row not in (TOTAL, IDEAL)}

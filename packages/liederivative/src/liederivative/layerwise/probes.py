@@ -22,7 +22,7 @@ from lie.run import UserError
 from torch import Tensor, nn
 
 from liederivative.actions import Action, GeneratorLike, Images, Layout, resolve_generators, resolve_layout
-from liederivative.derivative import Selector, check_inputs, declared_layout, evaluation_mode, module_of
+from liederivative.derivative import Selector, check_inputs, declared_layout, evaluation_mode, module_of, uncompiled
 from liederivative.derivative.lie_derivative import moving_parts, one_tensor
 from liederivative.layerwise.tracer import IDEAL, Tracer
 
@@ -107,6 +107,7 @@ def probe_terms(
     Raises:
         UserError: as `decompose` does, and for a plain function, which has no layers.
     """
+    model = uncompiled(model)
     action = Images() if action is None else action
     known = action.generators
     chosen = resolve_generators(tuple(known) if generators is None else generators, known)

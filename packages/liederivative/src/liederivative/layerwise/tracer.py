@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from liederivative.actions import NCHW, NHWC, Axis, Domain, Invariant, Layout, Tokens, resolve_layout
 from liederivative.derivative.dual import Dual, DualMode
+from liederivative.derivative.rules import Call
 from liederivative.layerwise.axes import Atom, Axes, Factors, Line, Union, plain, plain_axes, velocity
 from liederivative.layerwise.tracking import track
 
@@ -141,25 +142,15 @@ class Tracer(DualMode):
 
     # --- single operations ---
 
-    def apply(
-        self,
-        func: Any,
-        name: str,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        plain: list[Any],
-        plain_kw: dict[str, Any],
-        found: list[Dual],
-        out: Any,
-    ) -> Any:
+    def apply(self, name: str, call: Call, found: list[Dual]) -> Any:
         """The outputs with where they lie, and the operation's term where no layer will take it."""
-        wrapped = super().apply(func, name, args, kwargs, plain, plain_kw, found, out)
+        wrapped = super().apply(name, call, found)
         clean = all(dual.clean for dual in found if dual.moves)
         parts = [wrapped] if isinstance(wrapped, Tensor) else list(wrapped) if isinstance(wrapped, list | tuple) else []
         for i, part in enumerate(parts):
             if isinstance(part, Dual):
                 index = None if isinstance(wrapped, Tensor) else i
-                axes, commutes = track(name, args, kwargs, out, index, self.domain)
+                axes, commutes = track(name, call.raw, call.raw_kwargs, call.out, index, self.domain)
                 part.layout_axes = axes
                 part.clean = clean and commutes and not self.gains
                 self._functional(part, name)

@@ -59,8 +59,8 @@ _BY_BACKWARD = {
 
 def _unary(name: str) -> Any:
     def rule(call: Call) -> Any:
-        if any(getattr(raw, "moves", False) for raw in call.raw[1:]):
-            return NotImplemented
+        if any(getattr(raw, "moves", False) for raw in call.raw[1:]) or call.args[0].is_complex():
+            return NotImplemented  # of a complex number, a slope may not be all (its absolute value has two)
         tangents, owned = call.take(0)
         if tangents is None:
             return NotImplemented
