@@ -1,4 +1,4 @@
-"""Field evaluation and simulation against SciPy's DOP853 in minimal angles, in the same run.
+"""Simulation against SciPy's DOP853 in minimal angles, in the same run.
 
     nox -s "bench(chnn)"
 
@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from chnn.systems import GRAVITY, ChainPendulum, Gyroscope
+from chnn.systems import GRAVITY, ChainPendulum
 from scipy.integrate import solve_ivp
 
 BATCH = 100
@@ -29,38 +29,6 @@ def chain_in_angles(links: int):
         return np.concatenate([omega, np.linalg.solve(mu * np.cos(difference), rhs)])
 
     return field
-
-
-@pytest.mark.parametrize(
-    ("system", "published"), [(ChainPendulum(3), 1.0e-3), (ChainPendulum(5), 1.4e-3), (Gyroscope(), 2.6e-3)],
-    ids=["chain3", "chain5", "gyroscope"],
-)  # fmt: skip
-def test_field(system, published):
-    """Processor time of one evaluation, beside what no eager implementation of it can be below.
-
-    One evaluation is about 20 calls of torch, each of which costs at least the dispatch of an addition, and 8 batched
-    products. The published times are of idle AVX-512 cores.
-    """
-    n, d = system.num_points, system.spatial_dim
-    z = system.sample(BATCH, generator=torch.Generator().manual_seed(0))
-    m, x = torch.randn(n, n, dtype=torch.float64), z[:, 0].contiguous()
-    small = torch.randn(4, dtype=torch.float64)
-    best = {"ours": 1e9, "product": 1e9, "dispatch": 1e9}
-    ways = {"ours": lambda: system.field(z), "product": lambda: m @ x, "dispatch": lambda: small + small}
-    with torch.no_grad():
-        for _ in range(20):  # in turn, so that a busy moment meets all alike
-            for name, way in ways.items():
-                started = time.process_time()
-                for _ in range(50):
-                    way()
-                best[name] = min(best[name], (time.process_time() - started) / 50)
-    ours = best["ours"]
-    product, dispatch = best["product"] * 1e6, best["dispatch"] * 1e6
-    print(
-        f"\nfield, {system.name} {n} points, batch {BATCH}: {ours * 1e6:.0f} us; one product ({n}, {n}) @ "
-        f"({BATCH}, {n}, {d}) {product:.1f} us, one dispatch {dispatch:.1f} us: {ours * 1e6 / dispatch:.0f} of "
-        f"them; published {published * 1e6:.0f} us, ratio {published / ours:.1f}"
-    )
 
 
 @pytest.mark.parametrize("links", [2, 3])

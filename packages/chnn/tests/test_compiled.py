@@ -15,7 +15,8 @@ import pytest
 import torch
 from chnn.mechanics import Assembly
 from chnn.simulation.compiled import cache_folder, fingerprint, kernel_of, programs_of, simulate_compiled
-from chnn.simulation.graph import Program, Untraceable, trace
+from chnn.simulation.errors import Untraceable
+from chnn.simulation.graph import Program, trace
 from chnn.simulation.reference import simulate_torch
 from chnn.systems import (
     Bead,

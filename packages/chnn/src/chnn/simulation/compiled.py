@@ -127,7 +127,7 @@ def march_compiled(
         IntegrationError: if multipliers do not converge; names samples and time.
     """
     code = kernel_of(system, "rattle")
-    addresses = tuple(code.addresses[name] for name in _FUNCTIONS["rattle"])
+    few, many = (code.addresses[name] for name in _FUNCTIONS["rattle"])
     metric = system.parts(z0)[1]
     x, v = z0.detach().unbind(1)
     parts = (x, v, metric.inverse @ system.force(x))
@@ -140,7 +140,7 @@ def march_compiled(
     block = max(1, min(len(counts), _MARCH // max(1, int(counts.max()) * len(z0))))
     for first in range(0, len(counts), block):
         part = slice(first, first + block)
-        march(*addresses, rattle.WEIGHTS[method], counts[part], lengths[part], enough, limit, state,
+        march(few, many, rattle.WEIGHTS[method], counts[part], lengths[part], enough, limit, state,
               out[:, 1:][:, part], where)  # fmt: skip
         if progress is not None:
             progress(min(1.0, (first + block) / len(counts)))
@@ -179,7 +179,7 @@ def kernel_of(system: Any, kind: str = "kernel") -> Code:
 
 def _load(system: Any, kind: str) -> Code:
     key, names = fingerprint(system), _FUNCTIONS[kind]
-    if (kind, key) in _loaded:
+    if key is not None and (kind, key) in _loaded:
         return _loaded[kind, key]
     path = None if key is None else cache_folder() / f"{kind}_{key}.o"
     if path is not None and path.exists():

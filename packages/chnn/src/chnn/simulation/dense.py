@@ -10,6 +10,7 @@ Source: Hairer, Norsett, Wanner 1993, Solving Ordinary Differential Equations I,
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,7 +41,7 @@ def integrate_dense(
     """
     batch, shape = y0.shape[0], y0.shape
     t = t.expand(batch, -1)
-    state = (slice(None), *[None] * (y0.ndim - 1))  # numbers for samples against states
+    state: Any = (slice(None), *[None] * (y0.ndim - 1))  # numbers for samples against states
     onto = project if project is not None else lambda y: y
     now, final, y = t[:, 0].clone(), t[:, -1], y0
     k = field(now, y)
@@ -113,7 +114,7 @@ def _polynomial(
     field: Field,
     now: Tensor,
     h: Tensor,
-    state: tuple[object, ...],
+    state: Any,
     y: Tensor,
     new: Tensor,
     K: list[Tensor],  # noqa: N803

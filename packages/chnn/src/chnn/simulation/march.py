@@ -31,12 +31,12 @@ def march(few, many, weights, counts, lengths, enough, limit, state, out, where)
             for step in range(counts[interval]):
                 for weight in weights:
                     source[size] = weight * lengths[interval]
-                    call(few, source, target)
+                    call(few, source, target)  # pyright: ignore[reportCallIssue]  (numba passes the first argument)
                     left = 0.0
                     for lane in range(LANES):
                         left = target[size, lane] if not target[size, lane] <= left else left
                     if not left <= enough:
-                        call(many, source, target)
+                        call(many, source, target)  # pyright: ignore[reportCallIssue]
                         for lane in range(members):
                             if not target[size, lane] <= limit:
                                 where[first + lane, 0], where[first + lane, 1] = interval, step
