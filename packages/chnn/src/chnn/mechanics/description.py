@@ -66,7 +66,8 @@ class Description:
     """Products of the masses with the constraints, float64."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metric", self.constraints.metric(self.inverse_mass))
+        metric = self.constraints.metric(self.inverse_mass)
+        object.__setattr__(self, "metric", metric.fuse(self.constraints))
 
     @property
     def num_points(self) -> int:

@@ -34,15 +34,30 @@ def lagrangian_acceleration(
 
     The metric may have batch axes, which broadcast against those of the states.
     """
-    A = constraints.A  # noqa: N806
-    U, W = constraints.spans(x), A @ v  # noqa: N806
+    if metric.fused is None:
+        A = constraints.A  # noqa: N806
+        U, W = constraints.spans(x), A @ v  # noqa: N806
+        free = metric.inverse @ force
+        pushed = A @ free
+    else:
+        # One product over all samples each, on points in a row: what many small ones cost is mostly their number.
+        n, C = x.shape[-2], constraints.A.shape[0]  # noqa: N806
+        spans, both, _ = metric.fused
+        U = (x.flatten(-2) @ spans).unflatten(-1, (C, -1)) - constraints.b if C else constraints.spans(x)  # noqa: N806
+        W = (v.flatten(-2) @ spans).unflatten(-1, (C, -1)) if C else U  # noqa: N806
+        moved = (force.flatten(-2) @ both).unflatten(-1, (n + C, -1))
+        free, pushed = moved[..., :n, :], moved[..., n:, :]
+    if constraints.A.shape[0] == 0:
+        return free
     D, rate = constraints.directions(U), constraints.curvature(U, W)  # noqa: N806
-    free = metric.inverse @ force
-    rhs = (D * (A @ free) + rate * W).sum(-1)  # (..., C)
+    rhs = (D * pushed + rate * W).sum(-1)  # (..., C)
     # A failed factor is not a number, and so are the multipliers: degenerate samples show without a branch.
     factor, info = torch.linalg.cholesky_ex(metric.coupling * (D @ D.mT))
-    multipliers = torch.where((info == 0).unsqueeze(-1), solve_factor(factor, rhs), torch.nan)
-    return free - metric.back @ (multipliers.unsqueeze(-1) * D)
+    multipliers = solve_factor(factor, rhs).masked_fill((info != 0).unsqueeze(-1), torch.nan)
+    along = multipliers.unsqueeze(-1) * D
+    if metric.fused is None:
+        return free - metric.back @ along
+    return free - (along.flatten(-2) @ metric.fused[2]).view_as(free)
 
 
 def hamiltonian_velocity(
