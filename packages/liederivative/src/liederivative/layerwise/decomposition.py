@@ -201,9 +201,8 @@ def decompose(
                     out = out.softmax(dim=layout.channel_dim)
             found = tracer.result_dual(out)
             with evaluation_mode(model), torch.no_grad():
-                check_outputs(
-                    model, found.primal, found.primal if not found.moves else found.tangents, lambda: model(x)
-                )
+                moved = found.tangents
+                check_outputs(model, found.primal, found.primal if moved is None else moved, lambda: model(x))
             return _collected(tracer, found, layout, chosen.name, by)
         except UserError:
             raise
