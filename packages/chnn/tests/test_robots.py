@@ -262,6 +262,7 @@ def test_trajectories_are_those_of_mujoco(folder, name, backend):
     assert (z - expected).abs().max() <= 1e-7 * max(1.0, float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("name", FILES)
 def test_coordinates_and_back(folder, name):
     robot = System.from_file(folder / f"{name}.xml")
     z = robot.sample(5, generator=generator())
