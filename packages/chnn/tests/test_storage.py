@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,3 +305,14 @@ def test_bad_settings_are_one_line_and_leave_nothing(tmp_path, capsys, monkeypat
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     assert "chnn[parquet]" in fails(capsys, "simulate", "rope", "--format", "parquet", "--out", out)
     assert not out.exists()
+
+
+def test_what_a_killed_process_left_half_written_goes_away(tmp_path):
+    settings = Settings("chain-pendulum", {"links": 1}, trajectories=3, dt=0.1, horizon=0.5)
+    simulate_run(settings, tmp_path)
+    whole = {path.name for path in tmp_path.iterdir()}
+    for name in whole:
+        path = Path(name)
+        (tmp_path / f".{path.stem}-x1y2z3{path.suffix}").write_text("cut sho")
+    simulate_run(settings, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == whole

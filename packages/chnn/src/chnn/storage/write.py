@@ -66,8 +66,9 @@ def simulate_run(settings: Settings, out: str | Path, *, system: System | None =
     system = system or settings.build()
     plan = settings.plan(system)
     stored = open_run(settings, out, plan, system)
-    for leftover in out.glob(".trajectories*"):  # of a process that was killed while writing
-        leftover.unlink()
+    for name in ("trajectories", RUN, METRICS, DRIFTS):
+        for leftover in out.glob(f".{Path(name).stem}-*"):  # of a process that was killed while writing
+            leftover.unlink()
     parts = [_finished(out / plan.name(k), len(plan.rows(k))) for k in range(plan.num_shards)]
     done = sum(len(plan.rows(k)) for k, part in enumerate(parts) if part is not None)
     started = time.perf_counter()
