@@ -27,6 +27,7 @@ FOLDERS = {
     "chnn": "packages/chnn",
 }
 
+CHNN_ABOVE = ("systems", "simulation", "models", "training", "evaluation", "animation", "storage", "analysis", "cli")
 # Room -> rooms of the same member that stand above it and that it therefore never imports.
 ROOMS_ABOVE: dict[str, tuple[str, ...]] = {
     "lie.groups": ("autodiff", "integrators", "testing"),
@@ -41,31 +42,12 @@ ROOMS_ABOVE: dict[str, tuple[str, ...]] = {
     "liederivative.actions": ("derivative", "metrics", "zoo", "sweep", "report", "cli"),
     "liederivative.derivative": ("metrics", "zoo", "sweep", "report", "cli"),
     "liederivative.metrics": ("zoo", "sweep", "report", "cli"),
-    "chnn.mechanics": (
-        "systems",
-        "simulation",
-        "models",
-        "training",
-        "evaluation",
-        "animation",
-        "storage",
-        "analysis",
-        "cli",
-    ),
-    "chnn.formats": (
-        "systems",
-        "simulation",
-        "models",
-        "training",
-        "evaluation",
-        "animation",
-        "storage",
-        "analysis",
-        "cli",
-    ),
+    "chnn.mechanics": CHNN_ABOVE,
+    "chnn.formats": CHNN_ABOVE,
     "chnn.models": ("systems", "simulation", "training", "evaluation", "animation", "storage", "analysis", "cli"),
     "chnn.systems": ("models", "training", "evaluation", "animation", "storage", "analysis", "cli"),
     "chnn.animation": ("storage", "analysis", "cli"),
+    "chnn.storage": ("analysis", "cli"),
 }
 
 # A path below a folder that only one machine has, or an address of this or a private network.

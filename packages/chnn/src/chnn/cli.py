@@ -24,11 +24,11 @@ from lie.run import (
 
 from chnn.analysis.command import Analyse
 from chnn.storage.command import Simulate
-from chnn.storage.flags import system_of_flags
+from chnn.storage.flags import SystemFlags
 
 
 @dataclass(frozen=True)
-class Train:
+class Train(SystemFlags):
     """Train a model on simulated trajectories and report its rollout and energy errors.
 
     Example: chnn train chain-pendulum --links 2 --model chnn --out runs/chnn2
@@ -43,18 +43,6 @@ class Train:
     """Folder of an interrupted run to go on with; its own configuration holds, other flags are ignored."""
     model: str = "chnn"
     """chnn: constrained Hamiltonian; clnn: constrained Lagrangian; hnn: Hamiltonian in angles."""
-    links: int | None = None
-    """Links of a chain-pendulum."""
-    bobs: int | None = None
-    """Bobs of a coupled-pendulum."""
-    masses: tuple[float, ...] | None = None
-    """Masses, kg, one a body; 1 each by default."""
-    lengths: tuple[float, ...] | None = None
-    """Lengths of the rods, m; 1 each by default."""
-    spring_constant: float | None = None
-    """Spring constant of a coupled-pendulum, N/m."""
-    set: tuple[str, ...] = ()
-    """Any parameter of the system's class as NAME=VALUE, for example --set magnets=3 dipole=0.2."""
     trajectories: int = 800
     """Training trajectories; one random chunk of each is used (the paper's 800)."""
     test_trajectories: int = 50
@@ -97,7 +85,7 @@ class Train:
                 self._train(config, out, device, resume=True)
             return
         assert self.out is not None
-        system = system_of_flags(self)
+        system = self.system_called(self.system)
         parameters = {key: value for key, value in system.parameters().items() if key != "gravity"}
         own = asdict(self) | {"parameters": parameters, "dt": self.dt or system.dt,
                               "horizon": self.horizon or system.horizon}  # fmt: skip

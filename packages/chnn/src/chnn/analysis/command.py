@@ -19,7 +19,7 @@ from lie.run import (
     write_json,
 )
 
-from chnn.storage.flags import system_of_flags
+from chnn.storage.flags import SystemFlags
 
 if TYPE_CHECKING:
     from chnn.analysis import Crossings, LyapunovExponents
@@ -28,7 +28,7 @@ _DIRECTIONS = {"both": 0, "up": 1, "down": -1}
 
 
 @dataclass(frozen=True)
-class Analyse:
+class Analyse(SystemFlags):
     """Lyapunov exponents, a Poincare section, and what is conserved, of a system or of a run of chnn simulate.
 
     Writes metrics.json, conservation.png, lyapunov.png, and with --section crossings.npz and section.png.
@@ -43,18 +43,6 @@ class Analyse:
     taken."""
     out: Path
     """Folder for the results; made if it is not there."""
-    links: int | None = None
-    """Links of a chain-pendulum or rope."""
-    bobs: int | None = None
-    """Bobs of a coupled-pendulum."""
-    masses: tuple[float, ...] | None = None
-    """Masses, kg, one a body; 1 each by default."""
-    lengths: tuple[float, ...] | None = None
-    """Lengths of the rods, m; 1 each by default."""
-    spring_constant: float | None = None
-    """Spring constant of a coupled-pendulum, N/m."""
-    set: tuple[str, ...] = ()
-    """Any parameter of the system's class as NAME=VALUE, for example --set magnets=3 dipole=0.2."""
     trajectories: int = 10
     """Number of random initial states, or of trajectories of the run."""
     horizon: float | None = None
@@ -144,7 +132,7 @@ class Analyse:
         if Path(self.system).is_dir():
             run = load_run(self.system)
             return run.system, run[: self.trajectories], run.t
-        system = system_of_flags(self)
+        system = self.system_called(self.system)
         return system, system.sample(self.trajectories, generator=seeded_generator(self.seed)).unsqueeze(1), None
 
 

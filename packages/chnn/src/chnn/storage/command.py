@@ -9,11 +9,11 @@ from typing import Any
 import tyro
 from lie.run import UserError, output_directory, print_table, unknown_name
 
-from chnn.storage.flags import parameters_of_flags, system_of_flags
+from chnn.storage.flags import SystemFlags
 
 
 @dataclass(frozen=True)
-class Simulate:
+class Simulate(SystemFlags):
     """Simulate a system in float64 to a folder, report its energy and constraint drift, and draw it.
 
     The folder holds the states (trajectories.npz, or shards of 64 MiB), run.json, drifts.csv, metrics.json and a
@@ -42,18 +42,6 @@ class Simulate:
     """Folder for the run; made if it is not there."""
     resume: Path | None = None
     """Folder of an interrupted run to go on with, by its own settings."""
-    links: int | None = None
-    """Links of a chain-pendulum or rope."""
-    bobs: int | None = None
-    """Bobs of a coupled-pendulum."""
-    masses: tuple[float, ...] | None = None
-    """Masses, kg, one a body; 1 each by default."""
-    lengths: tuple[float, ...] | None = None
-    """Lengths of the rods, m; 1 each by default."""
-    spring_constant: float | None = None
-    """Spring constant of a coupled-pendulum, N/m."""
-    set: tuple[str, ...] = ()
-    """Any parameter of the system's class as NAME=VALUE, for example --set magnets=3 dipole=0.2."""
     trajectories: int = 10
     """Number of random initial states; trajectory k is the same however many there are."""
     horizon: float | None = None
@@ -117,19 +105,18 @@ class Simulate:
     def _new_system(self) -> Any:
         from chnn.systems import system_by_name
 
-        if self.system is None and self.file is None:
-            raise UserError(
-                "expected a SYSTEM to simulate, for example chain-pendulum, or --file ROBOT.xml; chnn simulate --help "
-                "lists all"
-            )
         if self.file is None:
+            if self.system is None:
+                raise UserError(
+                    "expected a SYSTEM to simulate, for example chain-pendulum, or --file ROBOT.xml; "
+                    "chnn simulate --help lists all"
+                )
             if self.ignore or self.base is not None:
                 raise UserError("--ignore and --base say how to read a --file; give one")
-            return system_of_flags(self)
+            return self.system_called(self.system)
         if self.system is not None:
             raise UserError(f"expected either SYSTEM or --file, got {self.system} and --file {self.file}")
-        parameters = parameters_of_flags(self)
-        return system_by_name("robot", **parameters, file=str(self.file), ignore=list(self.ignore), base=self.base)
+        return system_by_name("robot", **self.given(), file=str(self.file), ignore=list(self.ignore), base=self.base)
 
     def _refuse_changes(self, settings: Any) -> None:
         """With --resume, flags that say otherwise than the run."""

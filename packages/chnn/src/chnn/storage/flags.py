@@ -3,33 +3,61 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from lie.run import UserError
 
-
-def system_of_flags(flags: Any) -> Any:
-    """The system that ``--links``, ``--set NAME=VALUE`` and their like describe."""
-    from chnn.systems import system_by_name
-
-    try:
-        return system_by_name(flags.system, **parameters_of_flags(flags))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{flags.system} cannot be made of {flags.set}: {error}") from None
+if TYPE_CHECKING:
+    from chnn.systems import System
 
 
-def parameters_of_flags(flags: Any) -> dict[str, Any]:
-    """The parameters of a system in ``--links``, ``--set NAME=VALUE`` and their like; None where not given."""
-    names = ("links", "bobs", "masses", "lengths", "spring_constant")
-    parameters = {name: getattr(flags, name) for name in names}
-    for pair in flags.set:
-        name, equals, text = pair.partition("=")
-        if not equals or not name:
-            raise UserError(f"expected --set NAME=VALUE, got {pair!r}")
+@dataclass(frozen=True, kw_only=True)
+class SystemFlags:
+    """Parameters of a system, as every command that makes one takes them."""
+
+    links: int | None = None
+    """Links of a chain-pendulum or rope."""
+    bobs: int | None = None
+    """Bobs of a coupled-pendulum."""
+    masses: tuple[float, ...] | None = None
+    """Masses, kg, one a body; 1 each by default."""
+    lengths: tuple[float, ...] | None = None
+    """Lengths of the rods, m; 1 each by default."""
+    spring_constant: float | None = None
+    """Spring constant of a coupled-pendulum, N/m."""
+    set: tuple[str, ...] = ()
+    """Any parameter of the system's class as NAME=VALUE, for example --set magnets=3 dipole=0.2."""
+
+    def system_called(self, name: str) -> System:
+        """The system of that name with these parameters.
+
+        Raises:
+            UserError: for an unknown name, and for parameters that the system does not have or cannot be made of.
+        """
+        from chnn.systems import system_by_name
+
         try:
-            parameters[name.replace("-", "_")] = json.loads(text)
-        except json.JSONDecodeError:
-            parameters[name.replace("-", "_")] = text  # a name, such as surface=torus
-    return parameters
+            return system_by_name(name, **self.given())
+        except (TypeError, ValueError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(f"{name} cannot be made of {self.set}: {error}") from None
+
+    def given(self) -> dict[str, Any]:
+        """Parameter -> value; None where not given.
+
+        Raises:
+            UserError: for ``--set`` that is no NAME=VALUE.
+        """
+        names = ("links", "bobs", "masses", "lengths", "spring_constant")
+        parameters = {name: getattr(self, name) for name in names}
+        for pair in self.set:
+            name, equals, text = pair.partition("=")
+            if not equals or not name:
+                raise UserError(f"expected --set NAME=VALUE, got {pair!r}")
+            try:
+                parameters[name.replace("-", "_")] = json.loads(text)
+            except json.JSONDecodeError:
+                parameters[name.replace("-", "_")] = text  # a name, such as surface=torus
+        return parameters
