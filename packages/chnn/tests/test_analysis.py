@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from chnn.analysis.lyapunov import _flow_many
 from chnn.cli import main
 from chnn.mechanics import Assembly
 from chnn.simulation.compiled import programs_of, tangent_programs_of
-from chnn.simulation.graph import Program
 from chnn.systems import GRAVITY, CartPole, ChainPendulum, CoupledPendulum, FourBar, Gyroscope, Rotor, Satellite, System
 from lie.run import UserError
 from PIL import Image
@@ -24,20 +22,6 @@ from scipy.special import ellipk
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def run(program: Program, *inputs: torch.Tensor) -> torch.Tensor:
-    """A program by Python's arithmetic."""
-    values = torch.cat([x.flatten() for x in inputs]).tolist()
-
-    def get(x):
-        return x if isinstance(x, float) else values[x]
-
-    others = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
-              "eq": operator.eq, "neg": operator.neg, "select": lambda c, a, b: a if c else b}  # fmt: skip
-    for name, *operands in program.operations:
-        values.append((others.get(name) or getattr(math, name))(*map(get, operands)))
-    return torch.tensor([get(x) for x in program.outputs], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("system", [ChainPendulum(2), CoupledPendulum(2), Gyroscope(), FourBar(), Rotor()],
@@ -60,15 +44,15 @@ def test_both_paths_move_tangent_vectors_alike():
 
 
 @pytest.mark.parametrize("system", [ChainPendulum(3), CartPole(damping=0.2), CoupledPendulum(2)], ids=lambda s: s.name)
-def test_differentiated_programs_are_the_derivative(system: System):
+def test_differentiated_programs_are_the_derivative(system: System, by_python):
     z = system.sample(1, generator=generator())[0]
     change = torch.randn(z.shape, dtype=torch.float64, generator=generator(1))
     velocity, project = tangent_programs_of(system)
     value, rate, *_ = torch.func.jvp(system.field, (z,), (change,))
     expected = torch.cat([value.flatten(), rate.flatten()])
-    torch.testing.assert_close(run(velocity, z, change), expected, rtol=1e-11, atol=1e-12)
-    expected = torch.cat([run(programs_of(system)[1], z), change.flatten()])
-    assert torch.equal(run(project, z, change), expected)
+    torch.testing.assert_close(by_python(velocity, z, change), expected, rtol=1e-11, atol=1e-12)
+    expected = torch.cat([by_python(programs_of(system)[1], z), change.flatten()])
+    assert torch.equal(by_python(project, z, change), expected)
 
 
 def test_tangent_vectors_of_the_double_pendulum_in_minimal_coordinates():

@@ -19,14 +19,6 @@ def metrics(folder):
     return json.loads((folder / "metrics.json").read_text())
 
 
-def fails(capsys, *argv) -> str:
-    capsys.readouterr()
-    assert main([str(a) for a in argv]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1
-    return lines[0]
-
-
 @pytest.mark.parametrize(
     "system",
     [["coupled-pendulum", "--bobs", "2"], ["rotor"], ["four-bar", "--set", "crank=0.3"],
@@ -71,7 +63,7 @@ def test_train_and_evaluate_bit_for_bit(tmp_path, model):
         assert '"ghost":"' in (out / "animation" / "animation.html").read_text()
 
 
-def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys, fails):
     # `import chnn.training.train as ...` would give the function of that name.
     module = importlib.import_module("chnn.training.train")
 
@@ -89,7 +81,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "save_checkpoint", interrupt)
     assert main([*command, "--out", str(tmp_path / "cut")]) == 130
     assert "--resume" in capsys.readouterr().err
-    assert "not finished" in fails(capsys, "evaluate", tmp_path / "cut")
+    assert "not finished" in fails("evaluate", tmp_path / "cut")
     monkeypatch.setattr(module, "save_checkpoint", save)
     assert main(["train", "--resume", str(tmp_path / "cut")]) == 0
     whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
@@ -97,7 +89,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     assert metrics(tmp_path / "whole")["rollout_error"] == metrics(tmp_path / "cut")["rollout_error"]
 
 
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, fails):
     out = tmp_path / "out"
     cases = [
         (["simulate", "chain-pendulm", "--out", out], "did you mean 'chain-pendulum'"),
@@ -134,33 +126,33 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys):
         (["trian"], "did you mean 'train'"),
     ]
     for argv, message in cases:
-        assert message in fails(capsys, *argv), argv
+        assert message in fails(*argv), argv
         assert not out.exists(), argv
     (tmp_path / "file").write_text("x")
-    assert "cannot write" in fails(capsys, "simulate", "chain-pendulum", "--out", tmp_path / "file" / "run")
+    assert "cannot write" in fails("simulate", "chain-pendulum", "--out", tmp_path / "file" / "run")
 
 
-def test_broken_runs_are_one_line(tmp_path, capsys):
+def test_broken_runs_are_one_line(tmp_path, fails):
     run = tmp_path / "run"
     assert main(["train", "chain-pendulum", "--links", "1", *TINY, "--out", str(run)]) == 0
-    assert "already holds a run" in fails(capsys, "train", "chain-pendulum", *TINY, "--out", run)
+    assert "already holds a run" in fails("train", "chain-pendulum", *TINY, "--out", run)
     weights = run / "model.safetensors"
     good = weights.read_bytes()
     for content, message in [(good[:-8], "not a whole safetensors"), (b"text", "not a whole safetensors")]:
         weights.write_bytes(content)
-        assert message in fails(capsys, "evaluate", run)
+        assert message in fails("evaluate", run)
     from safetensors.torch import save_file
 
     save_file({"other": torch.zeros(2)}, weights)
-    assert "do not fit CHNN" in fails(capsys, "evaluate", run)
+    assert "do not fit CHNN" in fails("evaluate", run)
     weights.unlink()
-    assert "not finished" in fails(capsys, "evaluate", run)
+    assert "not finished" in fails("evaluate", run)
     (run / "checkpoint.safetensors").write_bytes(good)
-    assert "another program" in fails(capsys, "train", "--resume", run)
+    assert "another program" in fails("train", "--resume", run)
     (run / "config.json").write_text('{"config": {"a": 1}}')
-    assert "not of a chnn training run" in fails(capsys, "evaluate", run)
+    assert "not of a chnn training run" in fails("evaluate", run)
     (run / "config.json").write_text("{")
-    assert "as JSON" in fails(capsys, "evaluate", run)
+    assert "as JSON" in fails("evaluate", run)
 
 
 @pytest.mark.parametrize("command", [[], ["simulate"], ["train"], ["evaluate"], ["animate"]])

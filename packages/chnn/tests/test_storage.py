@@ -37,14 +37,6 @@ def run(folder, settings=BASE):
     return folder
 
 
-def fails(capsys, *argv) -> str:
-    capsys.readouterr()
-    assert main([str(a) for a in argv]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
-    assert len(lines) == 1
-    return lines[0]
-
-
 KILLS = """
 import os, signal, sys, threading, time
 from pathlib import Path
@@ -179,7 +171,7 @@ def test_a_system_of_your_own(tmp_path):
         load_run(tmp_path / "run")
 
 
-def test_a_full_disk_keeps_what_is_whole(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_keeps_what_is_whole(tmp_path, monkeypatch, fails):
     arguments = ["chain-pendulum", "--links", "2", "--trajectories", "150", "--dt", "0.1", "--horizon", "0.5",
                  "--shard", "50", "--no-animation"]  # fmt: skip
     assert main(["simulate", *arguments, "--out", str(tmp_path / "whole")]) == 0
@@ -192,20 +184,20 @@ def test_a_full_disk_keeps_what_is_whole(tmp_path, monkeypatch, capsys):
         save(*args, **kwargs)
 
     monkeypatch.setattr(np, "savez", full)
-    message = fails(capsys, "simulate", *arguments, "--out", tmp_path / "cut")
+    message = fails("simulate", *arguments, "--out", tmp_path / "cut")
     assert "the disk is full" in message and "--resume" in message
-    assert "not finished" in fails(capsys, "animate", tmp_path / "cut")
+    assert "not finished" in fails("animate", tmp_path / "cut")
     assert len(list((tmp_path / "cut").glob("*.npz"))) == 1
     monkeypatch.setattr(np, "savez", save)
     assert main(["simulate", "--resume", str(tmp_path / "cut"), "--no-animation"]) == 0
     assert files(tmp_path / "cut") == files(tmp_path / "whole")
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    assert "GiB free" in fails(capsys, "simulate", *arguments, "--out", tmp_path / "none")
+    assert "GiB free" in fails("simulate", *arguments, "--out", tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
-def test_trajectories_that_stop_early(tmp_path, monkeypatch, capsys):
+def test_trajectories_that_stop_early(tmp_path, monkeypatch, capsys, fails):
     from chnn.simulation import IntegrationError
 
     simulate = System.simulate
@@ -218,7 +210,7 @@ def test_trajectories_that_stop_early(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(System, "simulate", stops)
     arguments = ["chain-pendulum", "--links", "2", "--trajectories", "6", "--shard", "4", "--no-animation"]
-    message = fails(capsys, "simulate", *arguments, "--out", tmp_path / "stop")
+    message = fails("simulate", *arguments, "--out", tmp_path / "stop")
     assert "trajectory 1:" in message and "0.25" in message and "--failures keep" in message
     assert main(["simulate", *arguments, "--failures", "keep", "--out", str(tmp_path / "keep")]) == 0
     assert "stopped early" in capsys.readouterr().out
@@ -228,7 +220,7 @@ def test_trajectories_that_stop_early(tmp_path, monkeypatch, capsys):
     assert bad.tolist() == [False, True, False, False, False, True]
 
 
-def test_resume_goes_by_its_own_settings(tmp_path, capsys, caplog):
+def test_resume_goes_by_its_own_settings(tmp_path, fails, caplog):
     folder = tmp_path / "run"
     arguments = ["--trajectories", "3", "--horizon", "0.1", "--dt", "0.05", "--links", "2", "--no-animation"]
     assert main(["simulate", "chain-pendulum", *arguments, "--out", str(folder)]) == 0
@@ -239,9 +231,9 @@ def test_resume_goes_by_its_own_settings(tmp_path, capsys, caplog):
         (["--set", "links=3"], "leave out --set"),
         (["--out", tmp_path / "other"], "either SYSTEM and --out RUN"),
     ]:
-        assert message in fails(capsys, "simulate", "--resume", folder, *flags)
+        assert message in fails("simulate", "--resume", folder, *flags)
     assert main(["simulate", "chain-pendulum", "--resume", str(folder), *arguments]) == 0  # the same said again
-    assert "already holds a run" in fails(capsys, "simulate", "chain-pendulum", "--out", folder)
+    assert "already holds a run" in fails("simulate", "chain-pendulum", "--out", folder)
     with pytest.raises(UserError, match=r"other settings: trajectories is 3, got 4"):
         simulate_run(replace(load_run(folder).settings, trajectories=4), folder)
     stored = json.loads((folder / "run.json").read_text())
@@ -252,14 +244,14 @@ def test_resume_goes_by_its_own_settings(tmp_path, capsys, caplog):
     assert "another torch" in caplog.text
 
 
-def test_damaged_folders_are_one_line(tmp_path, capsys, monkeypatch):
+def test_damaged_folders_are_one_line(tmp_path, fails, monkeypatch):
     folder = run(tmp_path / "run", replace(BASE, shard=80))
-    assert "does not exist" in fails(capsys, "simulate", "--resume", tmp_path / "none")
+    assert "does not exist" in fails("simulate", "--resume", tmp_path / "none")
     (tmp_path / "empty").mkdir()
-    assert "is this the folder of a run?" in fails(capsys, "simulate", "--resume", tmp_path / "empty")
+    assert "is this the folder of a run?" in fails("simulate", "--resume", tmp_path / "empty")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "trajectories.npz").write_bytes(b"x")
-    assert "of no run that can go on" in fails(capsys, "simulate", "rotor", "--out", tmp_path / "other")
+    assert "of no run that can go on" in fails("simulate", "rotor", "--out", tmp_path / "other")
     last = folder / "trajectories-00001-of-00002.npz"
     good = last.read_bytes()
     middle = len(good) // 2
@@ -271,7 +263,7 @@ def test_damaged_folders_are_one_line(tmp_path, capsys, monkeypatch):
     with pytest.raises(UserError, match="does not fit its run"):
         load_run(folder)[149]
     last.unlink()
-    assert "is missing; make it again" in fails(capsys, "animate", folder)
+    assert "is missing; make it again" in fails("animate", folder)
     stored = json.loads((folder / "run.json").read_text())
     for change, message in [
         ({"settings": {}}, "holds no settings"),
@@ -280,12 +272,12 @@ def test_damaged_folders_are_one_line(tmp_path, capsys, monkeypatch):
         ({"settings": {**stored["settings"], "parameters": {"linx": 1}}}, "no parameter --linx"),
     ]:
         (folder / "run.json").write_text(json.dumps({**stored, **change}))
-        assert message in fails(capsys, "simulate", "--resume", folder)
+        assert message in fails("simulate", "--resume", folder)
     (folder / "run.json").write_text("{")
-    assert "as JSON" in fails(capsys, "simulate", "--resume", folder)
+    assert "as JSON" in fails("simulate", "--resume", folder)
 
 
-def test_bad_settings_are_one_line_and_leave_nothing(tmp_path, capsys, monkeypatch):
+def test_bad_settings_are_one_line_and_leave_nothing(tmp_path, fails, monkeypatch):
     out = tmp_path / "out"
     for flags, message in [
         (["--format", "parket"], "did you mean 'parquet'"),
@@ -297,13 +289,13 @@ def test_bad_settings_are_one_line_and_leave_nothing(tmp_path, capsys, monkeypat
         (["--trajectories", "1000000000000"], "GiB free"),
         (["--seed", "9223372036854775808"], "--seed from 0"),
     ]:
-        assert message in fails(capsys, "simulate", "chain-pendulum", *flags, "--out", out)
+        assert message in fails("simulate", "chain-pendulum", *flags, "--out", out)
         assert not out.exists(), flags
-    assert "expected a SYSTEM" in fails(capsys, "simulate", "--out", out)
-    assert "either SYSTEM and --out RUN" in fails(capsys, "simulate", "rope")
+    assert "expected a SYSTEM" in fails("simulate", "--out", out)
+    assert "either SYSTEM and --out RUN" in fails("simulate", "rope")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    assert "chnn[parquet]" in fails(capsys, "simulate", "rope", "--format", "parquet", "--out", out)
+    assert "chnn[parquet]" in fails("simulate", "rope", "--format", "parquet", "--out", out)
     assert not out.exists()
 
 
