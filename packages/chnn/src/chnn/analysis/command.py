@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from lie.run import (
     unknown_name,
     write_json,
 )
+from tqdm import tqdm
 
 from chnn.storage.flags import SystemFlags
 
@@ -99,10 +102,11 @@ class Analyse(SystemFlags):
                 print_table(f"{system.name}: {len(z)} trajectories of {float(t[-1] - t[0]):g} s",
                             ["quantity", "median", "largest"], report.rows())  # fmt: skip
                 if self.exponents != 0:
-                    found = lyapunov(
-                        system, z0, horizon, num=self.exponents, every=self.every, transient=self.transient,
-                        rtol=self.rtol, generator=seeded_generator(self.seed),
-                    )  # fmt: skip
+                    with _progress("exponents") as progress:
+                        found = lyapunov(
+                            system, z0, horizon, num=self.exponents, every=self.every, transient=self.transient,
+                            rtol=self.rtol, generator=seeded_generator(self.seed), progress=progress,
+                        )  # fmt: skip
                     metrics["lyapunov"] = summary = found.summary()
                     _draw_exponents(found, out / "lyapunov.png")
                     rows = [[str(i + 1), f"{mean:.5f}", f"{error:.5f}"] for i, (mean, error) in enumerate(
@@ -111,8 +115,9 @@ class Analyse(SystemFlags):
                     if found.complete:
                         print(f"they sum to {summary['sum_max']:.1e} and pair to {summary['pairing_max']:.1e} at worst")
                 if section is not None:
-                    crossings = poincare(system, z0, horizon, section, direction=_DIRECTIONS[self.direction],
-                                         rtol=min(self.rtol, 1e-9))  # fmt: skip
+                    with _progress("section") as progress:
+                        crossings = poincare(system, z0, horizon, section, direction=_DIRECTIONS[self.direction],
+                                             rtol=min(self.rtol, 1e-9), progress=progress)  # fmt: skip
                     count = len(crossings.times)
                     metrics["section"] = {"section": self.section, "direction": self.direction, "crossings": count}
                     _write_crossings(crossings, out / "crossings.npz")
@@ -134,6 +139,13 @@ class Analyse(SystemFlags):
             return run.system, run[: self.trajectories], run.t
         system = self.system_called(self.system)
         return system, system.sample(self.trajectories, generator=seeded_generator(self.seed)).unsqueeze(1), None
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[float], object]]:
+    """A bar with the time left, moved by the fraction done."""
+    with tqdm(total=1.0, desc=what, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}") as bar:
+        yield lambda done: bar.update(done - bar.n)
 
 
 def _write_crossings(crossings: Crossings, path: Path) -> None:

@@ -46,9 +46,8 @@ _PLACES = ("y", "k", "new", "rate", "work", "polynomial", "step", "rtol", "atol"
 _FUNCTIONS = {"kernel": _NAMES, "tangent": _NAMES, "rattle": ("few", "many")}
 _MARCH = 2_000_000  # steps between two reports of progress
 _loaded: dict[tuple[str, str], Code] = {}
-_of_systems: WeakKeyDictionary[Any, dict[str, Code | Untraceable]] = (
-    WeakKeyDictionary()
-)  # a system is copied and saved without
+# Beside the systems, not in them: they are copied and saved without.
+_of_systems: WeakKeyDictionary[Any, dict[str, Code | Untraceable]] = WeakKeyDictionary()
 _log = getLogger(__name__)
 
 
@@ -146,7 +145,7 @@ def march_compiled(
             progress(min(1.0, (first + block) / len(counts)))
         samples = np.flatnonzero(~np.isnan(where[:, 0]))
         if len(samples):
-            interval, step = where[samples[0]].astype(int)
+            interval, step = min(map(tuple, where[samples].astype(int)))  # the earliest of them
             h = float(lengths[first + interval])
             raise IntegrationError(
                 *rattle.REASON, time=float(t[first + interval]) + step * h, step_size=h, samples=samples.tolist(),
