@@ -113,7 +113,7 @@ def integration(session: nox.Session) -> None:
     """What crosses between the packages, the README's examples, and the tools of this repository."""
     install_editable(session, *MEMBERS)
     session.install(*locked("griffelib"))
-    session.run("pytest", "integration_tests", *session.posargs, env=test_environment())
+    session.run("pytest", "integration_tests", *PARALLEL, *session.posargs, env=test_environment())
 
 
 # --- checks on request ---
@@ -247,11 +247,12 @@ def one_thread() -> dict[str, str]:
 
 
 def test_environment() -> dict[str, str]:
-    """``LIE_TEST_DATA`` where the real data lies beside the checkout, and one thread unless asked otherwise.
+    """``LIE_TEST_DATA`` where the real data lies beside the checkout, bytecode, and one thread unless asked otherwise.
 
     The tests' tensors are small: a second thread gains nothing, and on a busy machine waits for its turn in every step.
     """
     environment = one_thread()
+    environment["PYTHONDONTWRITEBYTECODE"] = ""  # tests start many programs: bytecode makes each import thrice as quick
     if DATA.is_dir() and "LIE_TEST_DATA" not in os.environ:
         environment["LIE_TEST_DATA"] = str(DATA)
     return environment
