@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -131,8 +132,12 @@ def test_crossings_of_a_pendulum_are_half_periods_apart(backend: str):
     assert torch.equal(up.times, found.times[found.direction == 1])
 
 
-def test_a_graze_between_two_times_of_the_grid_is_found():
-    """A section just inside the turning point is crossed twice in 0.02 s, within one interval of the grid."""
+@pytest.mark.parametrize("held", [None, 1, 2, 3])
+def test_a_graze_between_two_times_of_the_grid_is_found(held: int | None, monkeypatch):
+    """A section just inside the turning point is crossed twice in 0.02 s, within one interval of the grid, also where
+    the parts of the grid that are held at a time (of 1, 2 or 3 intervals) meet."""
+    if held is not None:
+        monkeypatch.setattr(sys.modules["chnn.analysis.poincare"], "_CHUNK", held)
     system = ChainPendulum(1)
     z0 = system.from_angles(torch.tensor([[[0.5], [0.0]]], dtype=torch.float64))
     section = coordinate(system, "angle0=-0.49995")

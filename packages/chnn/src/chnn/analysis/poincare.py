@@ -131,6 +131,7 @@ def poincare(
     total = math.ceil(horizon / spacing * (1.0 - 1e-12))
     chunk = max(1, min(total, _CHUNK // len(z0)))
     z, found = z0, []
+    before: tuple[Tensor, Tensor, Tensor] | None = None  # time, g and state at the last but one place of the chunk
     with torch.no_grad():
         for first in range(0, total, chunk):
             grid = torch.arange(first, min(first + chunk, total) + 1, dtype=torch.float64, device=z0.device) * spacing
@@ -141,10 +142,13 @@ def poincare(
                 raise UserError(f"expected a section (..., 2, n, d) -> (...), got {tuple(g.shape)} of {states.shape}")
             sample, left = _sign_changes(g).nonzero(as_tuple=True)
             found.append(_close(system, section, sample, grid[left], grid.diff()[left], states[sample, left], options))
+            if before is not None:  # an approach in whose middle two chunks meet
+                grid, g, states = (torch.cat(each, min(each[0].ndim - 1, 1)) for each in
+                                   zip(before, (grid, g, states), strict=True))  # fmt: skip
             sample, left = _approaches(g).nonzero(as_tuple=True)
             if len(sample):
                 found.append(_look(system, section, sample, grid[left], 2 * spacing, states[sample, left], options))
-            z = states[:, -1]
+            z, before = states[:, -1], (grid[-2:-1], g[:, -2:-1], states[:, -2:-1])
             if progress is not None:
                 progress(float(grid[-1]) / horizon)
     parts = [torch.cat(each) for each in zip(*found, strict=True)]
