@@ -63,8 +63,7 @@ class Measure(MeasureOptions):
         if self.resume is not None:
             settings = self.resumed(self.resume, kind="measure run", done="run", free=_FREE)
         with warnings.catch_warnings():
-            # Of timm's and torch's own insides; nothing that a user could act on.
-            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+            # Of torch's own insides; nothing that a user could act on.
             warnings.filterwarnings("ignore", message="There is a performance drop")
             settings._measure()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,8 +60,7 @@ class LayersCommand(ModelOptions):
             raise UserError(f"expected --show of at least 1, got {self.show}")
         device, dtype = resolve_device(self.device), getattr(torch, self.dtype)
         photographs = load_photographs(self.images, self.limit)
-        with output_directory(self.out) as out, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")  # of timm's insides
+        with output_directory(self.out) as out:
             zoo = self.load(self.model, checkpoint=self.checkpoint, num_classes=self.num_classes)
             if not self.logits and zoo.num_classes < 1:
                 raise UserError(f"{self.model} has no classifier head; decompose its outputs with --logits")

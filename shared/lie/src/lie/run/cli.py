@@ -7,6 +7,7 @@ exit code 2; Ctrl-C ends with 130 and a word on how to go on.
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -40,7 +41,10 @@ def run_command(
         dict(commands), prog=prog, description=description, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
     )
     try:
-        command.run()
+        with warnings.catch_warnings():
+            # Of torch's own insides at the first forward derivative; nothing that a user could act on.
+            warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
+            command.run()
     except UserError as error:
         return _fail(prog, str(error))
     except KeyboardInterrupt:
