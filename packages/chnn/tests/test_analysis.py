@@ -13,7 +13,7 @@ from chnn.analysis import conservation, coordinate, lyapunov, poincare
 from chnn.analysis.lyapunov import _flow_many
 from chnn.cli import main
 from chnn.mechanics import Assembly
-from chnn.simulation.compiled import programs_of, tangent_programs_of
+from chnn.simulation.kernels import programs_of, tangent_programs_of
 from chnn.systems import GRAVITY, CartPole, ChainPendulum, CoupledPendulum, FourBar, Gyroscope, Rotor, Satellite, System
 from lie.run import UserError
 from PIL import Image

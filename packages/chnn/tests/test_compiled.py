@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 import torch
 from chnn.mechanics import Assembly
-from chnn.simulation.compiled import cache_folder, fingerprint, kernel_of, programs_of, simulate_compiled
+from chnn.simulation.compiled import simulate_compiled
 from chnn.simulation.errors import Untraceable
 from chnn.simulation.graph import trace
+from chnn.simulation.kernels import cache_folder, fingerprint, kernel_of, programs_of
 from chnn.simulation.reference import simulate_torch
 from chnn.systems import (
     Bead,

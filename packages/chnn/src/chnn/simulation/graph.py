@@ -47,6 +47,8 @@ class Graph:
     known: dict[tuple[Any, ...], Symbol] = field(default_factory=dict)
     factors: list[tuple[np.ndarray, np.ndarray, list[Any]]] = field(default_factory=list)
     """Cholesky factors L with what a solve uses in their place: a unit lower factor and the inverse pivots."""
+    definite: bool = False
+    """Whether factors say if they failed."""
 
     def make(self, name: str, *operands: Any) -> Symbol:
         """The value of an operation, made once."""
@@ -138,8 +140,11 @@ def apply(name: str, x: Any) -> Any:
     return x.graph.make(name, x) if isinstance(x, Symbol) else UNARY[name](x)
 
 
-def trace(function: Callable[..., Sequence[Tensor]], *examples: Tensor) -> Program:
+def trace(function: Callable[..., Sequence[Tensor]], *examples: Tensor, definite: bool = False) -> Program:
     """The program of a function of float64 tensors; inputs and outputs are flattened one after the other.
+
+    With ``definite`` a Cholesky factor fails where torch's does, at a pivot that is not positive; without, which takes
+    fewer operations, a pivot of 0 gives no finite solution and a negative one is not told.
 
     Raises:
         Untraceable: if the function uses an operation that is not supported, or decides by values.
@@ -150,7 +155,7 @@ def trace(function: Callable[..., Sequence[Tensor]], *examples: Tensor) -> Progr
         traced = make_fx(function, tracing_mode="real")(*(example.clone() for example in examples))
     except Exception as error:  # of any kind, from the user's function: then there is no program, and torch computes it
         raise Untraceable(f"it cannot be traced: {error}") from error
-    graph = Graph()
+    graph = Graph(definite=definite)
     arrays: list[np.ndarray] = []
     count = 0
     for example in examples:
@@ -295,12 +300,16 @@ def _cholesky(graph: Graph, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     L, U = np.zeros((n, n), dtype=object), np.zeros((n, n), dtype=object)  # noqa: N806
     scaled = np.zeros((n, n), dtype=object)  # U diag(pivots)
     inverses: list[Any] = []
+    failed: Any = 0.0
     for j in range(n):
         pivot = gram[j, j]
         for k in range(j):
             if not _is_zero(U[j, k]):
                 pivot = pivot - scaled[j, k] * U[j, k]
         inverses.append(1.0 / pivot)
+        if graph.definite:
+            positive = _compare("gt")(pivot, 0.0)
+            failed = _where(positive, failed, 1.0).item()
         root = apply("sqrt", pivot)
         L[j, j], U[j, j] = root, 1.0
         for i in range(j + 1, n):
@@ -311,7 +320,7 @@ def _cholesky(graph: Graph, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if not _is_zero(entry):
                 scaled[i, j], U[i, j], L[i, j] = entry, entry * inverses[j], entry / root
     graph.factors.append((L, U, inverses))
-    return L, np.asarray(0, dtype=object)
+    return L, np.asarray(failed, dtype=object)
 
 
 def _cholesky_solve(graph: Graph, rhs: np.ndarray, L: np.ndarray) -> np.ndarray:  # noqa: N803

@@ -25,9 +25,8 @@ from chnn.simulation.graph import Program
 
 LANES = 8
 SAFETY, SMALLEST, LARGEST = 0.85, 0.2, 10.0
-_INDEX = ir.IntType(64)
-_DOUBLE = ir.DoubleType()
-_VECTOR = ir.VectorType(_DOUBLE, LANES)
+INDEX = ir.IntType(64)
+VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 _CONTRACT = ("contract",)  # products and sums may be fused, nothing else
 _lock = threading.Lock()  # LLVM's set-up is not for several threads
@@ -67,23 +66,24 @@ def compile_kernel(velocity: Program, project: Program) -> bytes:
     on the lanes whose step was accepted.
     """  # fmt: skip
     module = ir.Module("chnn")
-    functions = {name: _define(module, name, program) for name, program in
+    functions = {name: define(module, name, program) for name, program in
                  (("velocity", velocity), ("project", project))}  # fmt: skip
     _define_attempt(module, functions, velocity.inputs)
     _define_extend(module, functions, velocity.inputs)
     _define_accept(module, velocity.inputs)
-    return _emit(module)
+    return emit(module)
 
 
 def compile_programs(programs: dict[str, Program]) -> bytes:
     """The object file of programs, each a function of its name."""
     module = ir.Module("chnn")
     for name, program in programs.items():
-        _define(module, name, program)
-    return _emit(module)
+        define(module, name, program)
+    return emit(module)
 
 
-def _emit(module: ir.Module) -> bytes:
+def emit(module: ir.Module) -> bytes:
+    """The object file of a module."""
     with _lock:
         target = machine()
         parsed = llvm.parse_assembly(str(module))
@@ -108,60 +108,66 @@ class Code:
             raise OSError(f"expected the functions {names} in the object file")
 
 
-def _constant(x: float) -> ir.Constant:
-    return ir.Constant(_VECTOR, [ir.Constant(_DOUBLE, float(x))] * LANES)
+def constant(x: float, vector: ir.VectorType = VECTOR) -> ir.Constant:
+    """A vector of the same number in every lane."""
+    return ir.Constant(vector, [ir.Constant(vector.element, float(x))] * vector.count)
 
 
-def _intrinsic(builder: ir.IRBuilder, name: str, *operands: Any) -> Any:
-    full = f"llvm.{name}.v{LANES}f64"
+def intrinsic(builder: ir.IRBuilder, name: str, *operands: Any) -> Any:
+    """The value of one of LLVM's own functions of vectors, by name."""
+    vector = operands[0].type
+    full = f"llvm.{name}.v{vector.count}f{32 if isinstance(vector.element, ir.FloatType) else 64}"
     module = builder.module
     if full not in module.globals:
-        ir.Function(module, ir.FunctionType(_VECTOR, [_VECTOR] * len(operands)), full)
+        ir.Function(module, ir.FunctionType(vector, [vector] * len(operands)), full)
     return builder.call(module.globals[full], operands)
 
 
 @contextmanager
-def _loop(builder: ir.IRBuilder, count: int) -> Iterator[Any]:
-    """The block of a loop over an index from 0 to ``count``."""
+def loop(builder: ir.IRBuilder, count: Any) -> Iterator[Any]:
+    """The block of a loop over an index from 0 to ``count`` (a number or a value), which is at least 1."""
     before, body = builder.block, builder.append_basic_block("body")
     after = builder.append_basic_block("after")
     builder.branch(body)
     builder.position_at_end(body)
-    index = builder.phi(_INDEX)
-    index.add_incoming(ir.Constant(_INDEX, 0), before)
+    index = builder.phi(INDEX)
+    index.add_incoming(ir.Constant(INDEX, 0), before)
     yield index
-    following = builder.add(index, ir.Constant(_INDEX, 1))
+    following = builder.add(index, ir.Constant(INDEX, 1))
     index.add_incoming(following, builder.block)
-    builder.cbranch(builder.icmp_unsigned("<", following, ir.Constant(_INDEX, count)), body, after)
+    end = ir.Constant(INDEX, count) if isinstance(count, int) else count
+    builder.cbranch(builder.icmp_unsigned("<", following, end), body, after)
     builder.position_at_end(after)
 
 
-class _Buffer:
+class Buffer:
     """Loads and stores of the vectors of a buffer."""
 
     def __init__(self, builder: ir.IRBuilder, base: Any) -> None:
         self.builder, self.base = builder, base
+        self.align = 4 if isinstance(base.type.pointee.element, ir.FloatType) else 8
 
     def at(self, place: int, index: Any = None) -> Any:
-        offset: Any = ir.Constant(_INDEX, place)
+        offset: Any = ir.Constant(INDEX, place)
         if index is not None:
             offset = self.builder.add(index, offset)
         return self.builder.gep(self.base, [offset], inbounds=True)
 
     def load(self, place: int, index: Any = None) -> Any:
-        return self.builder.load(self.at(place, index), align=8)
+        return self.builder.load(self.at(place, index), align=self.align)
 
     def store(self, value: Any, place: int, index: Any = None) -> None:
-        self.builder.store(value, self.at(place, index), align=8)
+        self.builder.store(value, self.at(place, index), align=self.align)
 
 
-def _start(module: ir.Module, name: str) -> tuple[ir.Function, ir.IRBuilder]:
-    pointer = ir.PointerType(_VECTOR)
+def start(module: ir.Module, name: str, vector: ir.VectorType = VECTOR) -> tuple[ir.Function, ir.IRBuilder]:
+    """A function of two pointers to vectors, begun."""
+    pointer = ir.PointerType(vector)
     function = ir.Function(module, ir.FunctionType(ir.VoidType(), [pointer, pointer]), name)
     return function, ir.IRBuilder(function.append_basic_block("entry"))
 
 
-class _Step(_Buffer):
+class _Step(Buffer):
     """The buffer of a step, laid out by `layout`."""
 
     def __init__(self, builder: ir.IRBuilder, base: Any, size: int) -> None:
@@ -169,7 +175,7 @@ class _Step(_Buffer):
         self.size, self.place = size, layout(size)
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
-        return _intrinsic(self.builder, "fma", a, b, c)
+        return intrinsic(self.builder, "fma", a, b, c)
 
     def combination(self, row: tuple[float, ...], i: Any) -> Any:
         """The sum of the stages' velocities with the weights ``row``."""
@@ -178,58 +184,58 @@ class _Step(_Buffer):
             if weight != 0.0:
                 k = self.load(self.place["k"] + stage * self.size, i)
                 total = (
-                    self.builder.fmul(_constant(weight), k) if total is None else self.fma(_constant(weight), k, total)
+                    self.builder.fmul(constant(weight), k) if total is None else self.fma(constant(weight), k, total)
                 )
         return total
 
     def stage(self, velocity: ir.Function, row: tuple[float, ...], stage: int) -> None:
         """The velocity at y + h times a combination of those before."""
         h, target = self.load(self.place["step"]), self.place["work"]
-        with _loop(self.builder, self.size) as i:
+        with loop(self.builder, self.size) as i:
             self.store(self.fma(h, self.combination(row, i), self.load(self.place["y"], i)), target, i)
         self.builder.call(velocity, [self.at(target), self.at(self.place["k"] + stage * self.size)])
 
 
 def _define_attempt(module: ir.Module, functions: dict[str, ir.Function], size: int) -> None:
-    function, builder = _start(module, "attempt")
+    function, builder = start(module, "attempt")
     buffer = _Step(builder, function.args[0], size)
     place, fma, combination = buffer.place, buffer.fma, buffer.combination
     h = buffer.load(place["step"])
     for stage in range(1, 12):
         buffer.stage(functions["velocity"], DOP853.A[stage], stage)
-    with _loop(builder, size) as i:
+    with loop(builder, size) as i:
         buffer.store(fma(h, combination(DOP853.A[12], i), buffer.load(place["y"], i)), place["new"], i)
     # The largest entry of each error over the tolerance; a comparison that NaN fails keeps it.
     rtol, atol = buffer.load(place["rtol"]), buffer.load(place["atol"])
-    largest = [builder.alloca(_VECTOR), builder.alloca(_VECTOR)]
+    largest = [builder.alloca(VECTOR), builder.alloca(VECTOR)]
     for each in largest:
-        builder.store(_constant(0.0), each)
-    with _loop(builder, size) as i:
-        y, new = (_intrinsic(builder, "fabs", buffer.load(place[name], i)) for name in ("y", "new"))
+        builder.store(constant(0.0), each)
+    with loop(builder, size) as i:
+        y, new = (intrinsic(builder, "fabs", buffer.load(place[name], i)) for name in ("y", "new"))
         scale = builder.fdiv(h, fma(rtol, builder.select(builder.fcmp_ordered(">", y, new), y, new), atol))
         for each, row in zip(largest, DOP853.E, strict=True):
-            error = _intrinsic(builder, "fabs", builder.fmul(scale, combination(row, i)))
+            error = intrinsic(builder, "fabs", builder.fmul(scale, combination(row, i)))
             before = builder.load(each)
             builder.store(builder.select(builder.fcmp_ordered("<=", error, before), before, error), each)
     fifth, third = (builder.load(each) for each in largest)
     square = builder.fmul(fifth, fifth)
-    length = _intrinsic(builder, "sqrt", fma(_constant(0.01), builder.fmul(third, third), square))
-    zero = builder.fcmp_ordered("==", length, _constant(0.0))
+    length = intrinsic(builder, "sqrt", fma(constant(0.01), builder.fmul(third, third), square))
+    zero = builder.fcmp_ordered("==", length, constant(0.0))
     error = builder.select(zero, length, builder.fdiv(square, length))
-    accepted = builder.fcmp_ordered("<=", error, _constant(1.0))
+    accepted = builder.fcmp_ordered("<=", error, constant(1.0))
     buffer.store(error, place["error"])
-    buffer.store(builder.select(accepted, _constant(1.0), _constant(0.0)), place["accepted"])
+    buffer.store(builder.select(accepted, constant(1.0), constant(0.0)), place["accepted"])
     # 0.85 / error^(1/8), between 0.2 and 10, at most 1 after a rejected step, 0.2 after one that is not finite.
-    root = builder.select(builder.fcmp_ordered(">", error, _constant(1e-12)), error, _constant(1e-12))
+    root = builder.select(builder.fcmp_ordered(">", error, constant(1e-12)), error, constant(1e-12))
     for _ in range(3):
-        root = _intrinsic(builder, "sqrt", root)
-    factor = builder.fdiv(_constant(SAFETY), root)
-    factor = builder.select(builder.fcmp_ordered("<", factor, _constant(LARGEST)), factor, _constant(LARGEST))
-    factor = builder.select(builder.fcmp_ordered(">", factor, _constant(SMALLEST)), factor, _constant(SMALLEST))
-    shorter = builder.select(builder.fcmp_ordered("<", factor, _constant(1.0)), factor, _constant(1.0))
+        root = intrinsic(builder, "sqrt", root)
+    factor = builder.fdiv(constant(SAFETY), root)
+    factor = builder.select(builder.fcmp_ordered("<", factor, constant(LARGEST)), factor, constant(LARGEST))
+    factor = builder.select(builder.fcmp_ordered(">", factor, constant(SMALLEST)), factor, constant(SMALLEST))
+    shorter = builder.select(builder.fcmp_ordered("<", factor, constant(1.0)), factor, constant(1.0))
     factor = builder.select(accepted, factor, shorter)
-    finite = builder.fcmp_ordered("<", error, _constant(float("inf")))
-    buffer.store(builder.select(finite, factor, _constant(SMALLEST)), place["factor"])
+    finite = builder.fcmp_ordered("<", error, constant(float("inf")))
+    buffer.store(builder.select(finite, factor, constant(SMALLEST)), place["factor"])
     builder.call(functions["project"], [buffer.at(place["new"]), buffer.at(place["projected"])])
     builder.call(functions["velocity"], [buffer.at(place["projected"]), buffer.at(place["rate"])])
     builder.ret_void()
@@ -237,14 +243,14 @@ def _define_attempt(module: ir.Module, functions: dict[str, ir.Function], size: 
 
 def _define_extend(module: ir.Module, functions: dict[str, ir.Function], size: int) -> None:
     """Coefficients F of y + x (F0 + (1 - x) (F1 + x (F2 + ...))), x the fraction of the step, as `lie` has them."""
-    function, builder = _start(module, "extend")
+    function, builder = start(module, "extend")
     buffer = _Step(builder, function.args[0], size)
     place, velocity = buffer.place, functions["velocity"]
     builder.call(velocity, [buffer.at(place["new"]), buffer.at(place["k"] + 12 * size)])
     for extra, row in enumerate(DOP853.extra_A):
         buffer.stage(velocity, row, 13 + extra)
     h = buffer.load(place["step"])
-    with _loop(builder, size) as i:
+    with loop(builder, size) as i:
         change = builder.fsub(buffer.load(place["new"], i), buffer.load(place["y"], i))
         first = builder.fsub(builder.fmul(h, buffer.load(place["k"], i)), change)
         last = builder.fmul(h, buffer.load(place["k"] + 12 * size, i))
@@ -256,27 +262,28 @@ def _define_extend(module: ir.Module, functions: dict[str, ir.Function], size: i
 
 
 def _define_accept(module: ir.Module, size: int) -> None:
-    function, builder = _start(module, "accept")
-    buffer, place = _Buffer(builder, function.args[0]), layout(size)
-    accepted = builder.fcmp_ordered("==", buffer.load(place["accepted"]), _constant(1.0))
+    function, builder = start(module, "accept")
+    buffer, place = Buffer(builder, function.args[0]), layout(size)
+    accepted = builder.fcmp_ordered("==", buffer.load(place["accepted"]), constant(1.0))
     for source, target in (("projected", "y"), ("rate", "k")):
-        with _loop(builder, size) as i:
+        with loop(builder, size) as i:
             new, old = buffer.load(place[source], i), buffer.load(place[target], i)
             buffer.store(builder.select(accepted, new, old), place[target], i)
     builder.ret_void()
 
 
-def _define(module: ir.Module, name: str, program: Program) -> ir.Function:
-    function, builder = _start(module, name)
+def define(module: ir.Module, name: str, program: Program, vector: ir.VectorType = VECTOR) -> ir.Function:
+    """The function ``name(source, target)`` of a program."""
+    function, builder = start(module, name, vector)
     function.attributes.add("noinline")
     for argument in function.args:
         argument.add_attribute("noalias")
-    source, target = (_Buffer(builder, argument) for argument in function.args)
+    source, target = (Buffer(builder, argument) for argument in function.args)
     values: list[Any] = [None] * program.inputs
 
     def get(x: Any) -> Any:
         if isinstance(x, float):
-            return _constant(x)
+            return constant(x, vector)
         if x < program.inputs and values[x] is None:
             values[x] = source.load(x)
         return values[x]
@@ -285,7 +292,7 @@ def _define(module: ir.Module, name: str, program: Program) -> ir.Function:
     for operation, *operands in program.operations:
         given = [get(x) for x in operands]
         if operation == "neg":
-            values.append(arithmetic["sub"](_constant(-0.0), given[0], flags=_CONTRACT))
+            values.append(arithmetic["sub"](constant(-0.0, vector), given[0], flags=_CONTRACT))
         elif operation in arithmetic:
             values.append(arithmetic[operation](*given, flags=_CONTRACT))
         elif operation in _COMPARE:
@@ -293,7 +300,7 @@ def _define(module: ir.Module, name: str, program: Program) -> ir.Function:
         elif operation == "select":
             values.append(builder.select(*given))
         else:  # sqrt, sin, cos, exp, log
-            values.append(_intrinsic(builder, operation, given[0]))
+            values.append(intrinsic(builder, operation, given[0]))
     for index, output in enumerate(program.outputs):
         target.store(get(output), index)
     builder.ret_void()
