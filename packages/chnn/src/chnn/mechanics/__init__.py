@@ -1,6 +1,7 @@
 """Bodies, constraints, forces and their equations of motion; knows no network and no particular system."""
 
 from chnn.mechanics.assembly import GRAVITY, Assembly, BodyHandle, Place
+from chnn.mechanics.bilinear import MotionForms
 from chnn.mechanics.bodies import (
     Body,
     Inertia,
@@ -35,6 +36,7 @@ __all__ = [
     "Gravity",
     "Inertia",
     "Metric",
+    "MotionForms",
     "Place",
     "Potential",
     "RotationalDamping",

@@ -193,33 +193,18 @@ class Metric:
         back: ``P A^T``, (..., n, C).
         coupling: ``A P A^T``, (..., C, C).
         lift: takes residuals of the joints to the shortest correction of the points, (..., n, L).
-        fused: the same as matrices on flattened points, for one product over a whole batch; see `fuse`.
     """
 
     inverse: Float[Tensor, "*batch n n"]
     back: Float[Tensor, "*batch n C"]
     coupling: Float[Tensor, "*batch C C"]
     lift: Float[Tensor, "*batch n L"]
-    fused: tuple[Tensor, Tensor, Tensor] | None = None
 
     def to(self, like: Tensor) -> Metric:
         """The same in the dtype and on the device of ``like``."""
         if self.inverse.dtype == like.dtype and self.inverse.device == like.device:
             return self
-        inverse, back, coupling, lift = (part.to(like) for part in (self.inverse, self.back, self.coupling, self.lift))
-        if self.fused is None:
-            return Metric(inverse, back, coupling, lift)
-        spans, free, flat = (part.to(like) for part in self.fused)
-        return Metric(inverse, back, coupling, lift, (spans, free, flat))
-
-    def fuse(self, constraints: Constraints) -> Metric:
-        """With the products on points (..., n d) in a row: the spans, (n d, C d); the free motion of a force and its
-        spans, (n d, (n + C) d); back, (C d, n d). Many small products cost more than one with zeros in it.
-        """  # fmt: skip
-        eye = torch.eye(constraints.spatial_dim, dtype=self.inverse.dtype, device=self.inverse.device)
-        matrices = (constraints.A, torch.cat([self.inverse, self.back.mT]), self.back)
-        spans, free, back = (torch.kron(matrix, eye).mT.contiguous() for matrix in matrices)
-        return replace(self, fused=(spans, free, back))
+        return Metric(self.inverse.to(like), self.back.to(like), self.coupling.to(like), self.lift.to(like))
 
 
 def gradient_of(f: Surface, u: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:

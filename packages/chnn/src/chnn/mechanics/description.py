@@ -66,8 +66,7 @@ class Description:
     """Products of the masses with the constraints, float64."""
 
     def __post_init__(self) -> None:
-        metric = self.constraints.metric(self.inverse_mass)
-        object.__setattr__(self, "metric", metric.fuse(self.constraints))
+        object.__setattr__(self, "metric", self.constraints.metric(self.inverse_mass))
 
     @property
     def num_points(self) -> int:

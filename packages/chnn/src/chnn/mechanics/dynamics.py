@@ -34,30 +34,16 @@ def lagrangian_acceleration(
 
     The metric may have batch axes, which broadcast against those of the states.
     """
-    if metric.fused is None:
-        A = constraints.A  # noqa: N806
-        U, W = constraints.spans(x), A @ v  # noqa: N806
-        free = metric.inverse @ force
-        pushed = A @ free
-    else:
-        # One product over all samples each, on points in a row: what many small ones cost is mostly their number.
-        n, C = x.shape[-2], constraints.A.shape[0]  # noqa: N806
-        spans, both, _ = metric.fused
-        U = (x.flatten(-2) @ spans).unflatten(-1, (C, -1)) - constraints.b if C else constraints.spans(x)  # noqa: N806
-        W = (v.flatten(-2) @ spans).unflatten(-1, (C, -1)) if C else U  # noqa: N806
-        moved = (force.flatten(-2) @ both).unflatten(-1, (n + C, -1))
-        free, pushed = moved[..., :n, :], moved[..., n:, :]
+    U, W = constraints.spans(x), constraints.A @ v  # noqa: N806
+    free = metric.inverse @ force
     if constraints.A.shape[0] == 0:
         return free
     D, rate = constraints.directions(U), constraints.curvature(U, W)  # noqa: N806
-    rhs = (D * pushed + rate * W).sum(-1)  # (..., C)
-    # A failed factor is not a number, and so are the multipliers: degenerate samples show without a branch.
+    rhs = (D * (metric.back.mT @ force) + rate * W).sum(-1)  # (..., C)
+    # Of a failed factor the multipliers are not a number: degenerate samples show without a branch.
     factor, info = torch.linalg.cholesky_ex(metric.coupling * (D @ D.mT))
     multipliers = solve_factor(factor, rhs).masked_fill((info != 0).unsqueeze(-1), torch.nan)
-    along = multipliers.unsqueeze(-1) * D
-    if metric.fused is None:
-        return free - metric.back @ along
-    return free - (along.flatten(-2) @ metric.fused[2]).view_as(free)
+    return free - metric.back @ (multipliers.unsqueeze(-1) * D)
 
 
 def hamiltonian_velocity(
@@ -75,14 +61,12 @@ def hamiltonian_velocity(
     U, W = constraints.spans(x), A @ v  # noqa: N806
     D, rate = constraints.directions(U), constraints.curvature(U, W)  # noqa: N806
     factor, info = torch.linalg.cholesky_ex(metric.coupling * (D @ D.mT))
-    good = (info == 0).unsqueeze(-1)
-    inside = metric.inverse @ p  # the velocity without its part across the joints
-    mu_2 = torch.where(good, -solve_factor(factor, (D * (A @ inside)).sum(-1)), torch.nan)
-    dx = inside + metric.back @ (mu_2.unsqueeze(-1) * D)
+    mu_2 = -solve_factor(factor, (D * (metric.back.mT @ p)).sum(-1))
+    mu_2 = mu_2.masked_fill((info != 0).unsqueeze(-1), torch.nan)  # which makes all that follows NaN
+    dx = metric.inverse @ p + metric.back @ (mu_2.unsqueeze(-1) * D)  # without its part across the joints
     # d/dt (D . A v) = (dD/dt) . A v + D . A M^-1 dp, with dD/dt along dx.
     turning = constraints.curvature(U, A @ dx)
-    free = metric.inverse @ (force - A.mT @ (mu_2.unsqueeze(-1) * rate))
-    rhs = (turning * W + D * (A @ free)).sum(-1)
-    mu_1 = torch.where(good, solve_factor(factor, rhs), torch.nan)
-    dp = mass @ (free - metric.back @ (mu_1.unsqueeze(-1) * D))
+    pushed = force - A.mT @ (mu_2.unsqueeze(-1) * rate)
+    mu_1 = solve_factor(factor, (turning * W + D * (metric.back.mT @ pushed)).sum(-1))
+    dp = mass @ (metric.inverse @ pushed - metric.back @ (mu_1.unsqueeze(-1) * D))
     return dx, dp

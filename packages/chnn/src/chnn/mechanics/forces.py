@@ -19,6 +19,11 @@ from torch import Tensor
 class Force:
     """A force on the points of a system. Concrete forces are frozen dataclasses of tensors and plain values."""
 
+    @property
+    def affine(self) -> bool:
+        """Whether the force is affine in positions and velocities."""
+        return False
+
     def potential(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
         """Its potential energy, joules; zero for forces that have none."""
         return x.new_zeros(x.shape[:-2])
@@ -46,6 +51,11 @@ class Gravity(Force):
     weights: Tensor
     acceleration: Tensor
 
+    @property
+    def affine(self) -> bool:
+        """It is constant."""
+        return True
+
     def potential(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
         """-(sum of the weights times the positions) . acceleration."""
         return -((self.weights.unsqueeze(-1) * self.acceleration) * x).sum((-2, -1))
@@ -69,6 +79,11 @@ class Springs(Force):
     b: Tensor
     stiffness: Tensor
     rest: Tensor
+
+    @property
+    def affine(self) -> bool:
+        """Where all springs have the rest length 0."""
+        return bool((self.rest == 0).all())
 
     def potential(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
         """The energy of all springs."""
@@ -133,6 +148,11 @@ class Damping(Force):
 
     A: Tensor
     coefficients: Tensor
+
+    @property
+    def affine(self) -> bool:
+        """It is linear in velocities."""
+        return True
 
     def force(self, x: Float[Tensor, "*batch n d"], v: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch n d"]:
         """The drag."""

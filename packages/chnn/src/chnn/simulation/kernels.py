@@ -7,6 +7,7 @@ each system and kind of code lies in the cache folder, ``CHNN_CACHE`` or the use
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Callable
@@ -141,23 +142,34 @@ def fingerprint(system: Any) -> str | None:
     return digest.hexdigest()[:32]
 
 
+def by_dynamics(system: Any) -> Any:
+    """The same system with its fields by `chnn.mechanics.dynamics` alone: fewest operations on numbers, for a program.
+
+    Where they can be, its own fields are those of `chnn.mechanics.bilinear`: fewest operations on tensors.
+    """
+    other = copy.copy(system)
+    other._forms = None
+    other.parts(system.description.reference)  # made here, not within a trace
+    return other
+
+
 def field_program_of(system: Any, kind: str) -> Program:
     """The program of ``system.field``, or of ``system.momentum_field`` for the kind "momenta"; NaN where torch's is."""
     example = torch.stack([system.description.reference] * 2)
-    system.parts(example)  # made here, not within the trace
-    field = system.field if kind == "field" else system.momentum_field
+    general = by_dynamics(system)
+    field = general.field if kind == "field" else general.momentum_field
     with torch.no_grad():
         return trace(lambda z: [field(z)], example, definite=True)
 
 
 def programs_of(system: Any) -> tuple[Program, Program]:
     """The programs (x, v) -> (v, acceleration) and (x, v) -> projected (x, v)."""
-    example = system.description.reference
+    example, general = system.description.reference, by_dynamics(system)
     v = torch.zeros_like(example)
     constraints, metric, *_ = system.parts(example)
 
     def velocity(x: Tensor, v: Tensor) -> list[Tensor]:
-        return [v, system.field(torch.stack([x, v]))[1]]
+        return [v, general.field(torch.stack([x, v]))[1]]
 
     def project(x: Tensor, v: Tensor) -> list[Tensor]:
         if constraints.num_constraints == 0:

@@ -17,7 +17,9 @@ from chnn.mechanics import (
     Constraints,
     Description,
     Drawing,
+    Force,
     Metric,
+    MotionForms,
     hamiltonian_velocity,
     lagrangian_acceleration,
     project_positions,
@@ -70,6 +72,12 @@ class System:
                 raise UserError(f"expected a positive finite {what}, got {value}")
         self.description = description
         self._cache: dict[tuple[torch.dtype, torch.device], tuple[Any, ...]] = {}
+        self._forms = None
+        if type(self).force is System.force:  # or it computes what the description does not say
+            affine = [force for force in description.forces if force.affine]
+            self._forms = MotionForms.of(
+                description.constraints, description.metric, description.mass, description.inverse_mass, affine
+            )
         self.name = description.name
         self.dt = type(self).dt if dt is None else dt
         self.horizon = type(self).horizon if horizon is None else horizon
@@ -146,17 +154,23 @@ class System:
 
     def parts(self, like: Tensor) -> tuple[Constraints, Metric, Tensor, tuple[Any, ...]]:
         """Constraints, metric, mass matrix and forces in the dtype and on the device of ``like``."""
+        constraints, metric, mass, _, forces, *_ = self._at(like)
+        return constraints, metric, mass, forces
+
+    def _at(self, like: Tensor) -> tuple[Any, ...]:
+        """Constraints, metric, mass, its inverse, forces; then the forms and the forces that are not among them."""
         key = (like.dtype, like.device)
-        if like.dtype not in (torch.float32, torch.float64):
-            raise UserError(f"expected states in float32 or float64, got {like.dtype}; use z.double()")
         if key not in self._cache:
+            if like.dtype not in (torch.float32, torch.float64):
+                raise UserError(f"expected states in float32 or float64, got {like.dtype}; use z.double()")
             every = self.description
+            forces = tuple(force.to(like) for force in every.forces)
+            others = tuple(force for force in forces if not force.affine)
             self._cache[key] = (
                 every.constraints.to(like), every.metric.to(like), every.mass.to(like), every.inverse_mass.to(like),
-                tuple(force.to(like) for force in every.forces),
+                forces, None if self._forms is None else self._forms.to(like), others,
             )  # fmt: skip
-        constraints, metric, mass, _, forces = self._cache[key]
-        return constraints, metric, mass, forces
+        return self._cache[key]
 
     # --- energies and forces ---
 
@@ -169,14 +183,8 @@ class System:
 
     def force(self, x: Float[Tensor, "*batch n d"], v: Float[Tensor, "*batch n d"] | None = None) -> Tensor:
         """All forces of the system on its points (..., n, d), newtons; those on velocities for ``v``, 0 by default."""
-        forces = self.parts(x)[3]
-        speed = torch.zeros_like(x) if v is None else v
-        if not forces:
-            return torch.zeros_like(x)
-        total = forces[0].force(x, speed)
-        for force in forces[1:]:
-            total = total + force.force(x, speed)
-        return total
+        total = _sum(self.parts(x)[3], x, torch.zeros_like(x) if v is None else v)
+        return torch.zeros_like(x) if total is None else total
 
     def kinetic(self, z: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch"]:
         """Kinetic energy, joules."""
@@ -246,24 +254,33 @@ class System:
     ) -> Float[Tensor, "*batch 2 n d"]:
         """Time derivative of the state (x, v) by the true equations of motion, with a force from outside if given."""
         x, v = self._split(z)
-        constraints, metric, *_ = self.parts(z)
-        force = self.force(x, v)
+        constraints, metric, _, _, _, forms, others = self._at(z)
+        force = _sum(others, x, v) if forms is not None else self.force(x, v)
         if external is not None:
             now = torch.zeros((), dtype=z.dtype, device=z.device) if t is None else t
             push = external(now, x, v)
             if push.shape != x.shape:
                 raise UserError(f"expected an external force of shape {tuple(x.shape)}, got {tuple(push.shape)}")
-            force = force + push
-        acceleration = lagrangian_acceleration(constraints, metric, x, v, force)
-        return torch.stack([v, acceleration], dim=-3)
+            force = push if force is None else force + push
+        if forms is not None:
+            return forms.velocity_field(*self._rows(z, force)).view(z.shape)
+        assert force is not None  # not of self.force
+        return torch.stack([v, lagrangian_acceleration(constraints, metric, x, v, force)], dim=-3)
 
     def momentum_field(self, y: Float[Tensor, "*batch 2 n d"]) -> Float[Tensor, "*batch 2 n d"]:
         """Time derivative of the state (x, p = M v), by the oblique symplectic projection."""
         x, p = self._split(y)
-        constraints, metric, mass, _ = self.parts(y)
-        inverse = self._cache[(y.dtype, y.device)][3]
+        constraints, metric, mass, inverse, _, forms, others = self._at(y)
+        if forms is not None:
+            force = _sum(others, x, inverse @ p) if others else None
+            return forms.momentum_field(*self._rows(y, force)).view(y.shape)
         dx, dp = hamiltonian_velocity(constraints, metric, mass, inverse, x, p, self.force(x, inverse @ p))
         return torch.stack([dx, dp], dim=-3)
+
+    def _rows(self, z: Tensor, force: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """States (B, 2 n d) and forces (B, n d)."""
+        size = self.num_points * self.spatial_dim
+        return z.reshape(-1, 2 * size), None if force is None else force.reshape(-1, size)
 
     def compiled_field(self) -> CompiledField:
         """`field` as machine code made for this system, for many evaluations on the CPU; called as `field` is.
@@ -433,6 +450,13 @@ class System:
         if not z.is_floating_point():
             raise UserError(f"expected floating-point states, got {z.dtype}; use z.double()")
         return z[..., 0, :, :], z[..., 1, :, :]
+
+
+def _sum(forces: Sequence[Force], x: Tensor, v: Tensor) -> Tensor | None:
+    total = None
+    for force in forces:
+        total = force.force(x, v) if total is None else total + force.force(x, v)
+    return total
 
 
 def check_count(num: int, what: str = "initial state", least: int = 1) -> None:
