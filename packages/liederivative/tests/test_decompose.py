@@ -593,3 +593,87 @@ def test_motion_by_axes_is_that_of_the_declared_layouts(name):
     expected = Tokens(grid=(6, 8), prefix=3).tangents(tokens, a, (24, 40))[0]
     torch.testing.assert_close(velocity(tokens, axes, a, domain), expected, rtol=1e-13, atol=1e-13)
     assert velocity(value, tuple(plain(n) for n in value.shape), a, domain) is None
+
+
+# --- the recorded run ---
+
+
+class Overwriting(nn.Module):
+    """Values that a rule reads (of a sigmoid, a ReLU, a product) are overwritten before the terms are pushed."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.in_place = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3, padding=1), in_place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = self.first(x)
+        gate = h.sigmoid()
+        z = gate * h
+        if self.in_place:
+            gate.mul_(3.0)
+            h.relu_().add_(gate)
+            z[:, 1:].copy_(z[:, :-1].clone())
+        else:
+            gate = gate * 3.0
+            h = h.relu() + gate
+            z = torch.cat([z[:, :1], z[:, :-1]], 1)
+        y = self.second(z * h)
+        return F.silu(y, inplace=self.in_place).mean((2, 3))
+
+
+def test_what_is_overwritten_later_is_kept_for_the_terms():
+    x = images(2, 3, 9, 9)
+    plain, written = (decompose(seeded(lambda i=i: Overwriting(i)), x, "rotate") for i in (False, True))
+    assert written.closure < 1e-12 and plain.closure < 1e-12
+    for name in ("first", "model:sigmoid", "second"):
+        torch.testing.assert_close(written.all_terms()[name], plain.all_terms()[name], rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("build", [cnn, vit])
+@pytest.mark.parametrize("by", ["layer", "type"])
+def test_how_many_terms_are_pushed_at_once_does_not_matter(build, by, monkeypatch):
+    from liederivative.layerwise import tape
+
+    net, x = seeded(build), images(2, 3, 16, 16)
+    together = decompose(net, x, "rotate", by=by).all_terms()
+    monkeypatch.setattr(tape, "ROWS", 1)
+    alone = decompose(net, x, "rotate", by=by).all_terms()
+    assert alone.keys() == together.keys()
+    for name, term in together.items():
+        torch.testing.assert_close(alone[name], term, rtol=1e-11, atol=1e-14)  # sums in another order
+
+
+@pytest.mark.parametrize("pool", ["token", "avg", "max"])
+def test_terms_go_through_what_the_output_depends_on_alone(pool, monkeypatch):
+    from liederivative.layerwise import demand, tape
+
+    def build() -> nn.Module:
+        from timm.models import VisionTransformer
+
+        net = VisionTransformer(
+            img_size=32, patch_size=4, embed_dim=24, depth=2, num_heads=3, num_classes=5, global_pool=pool
+        )
+        nn.init.normal_(net.cls_token)
+        return net
+
+    narrowed: list[str] = []
+    original = tape.narrowed
+
+    def watched(name, call, region):
+        found = original(name, call, region)
+        narrowed.extend([name] if found is not None else [])
+        return found
+
+    monkeypatch.setattr(tape, "narrowed", watched)
+    net, x = seeded(build), images(2, 3, 32, 32)
+    short = decompose(net, x, "scale")
+    assert ("_scaled_dot_product_flash_attention_for_cpu" in narrowed) == (pool == "token")
+    narrowed.clear()
+    monkeypatch.setattr(demand, "WORTH", 0.0)
+    monkeypatch.setattr(tape, "WORTH", 0.0)
+    whole = decompose(net, x, "scale")
+    assert not narrowed
+    assert short.closure < 1e-12 and whole.closure < 1e-12
+    assert short.kinds == whole.kinds
+    for name, term in whole.all_terms().items():
+        torch.testing.assert_close(short.all_terms()[name], term, rtol=1e-11, atol=1e-14)

@@ -149,21 +149,24 @@ def field_tangents(
             )
             for axis in axes
         ]
+    rows = coefficients.tolist()  # at most as many as the algebra has dimensions
     along, places, seen = [], [], 0
-    for axis, coordinate in zip(axes, coordinates, strict=True):
+    for i, (axis, coordinate) in enumerate(zip(axes, coordinates, strict=True)):
         if axis is None or coordinate is None:
             along.append(None)
             places.append(None)
             continue
         dim = seen - len(present)
         seen += 1
-        along.append(GRADIENTS[domain.gradient](value, dim).mul_(1 / axis.step))
+        first = (n - 1 - i) * (n + 1)
+        moves = any(any(row[first : first + n + 1]) or any(row[n * (n + 1) + 1 :]) for row in rows)
+        along.append(GRADIENTS[domain.gradient](value, dim).mul_(1 / axis.step) if moves else None)
         places.append(coordinate.view(-1, *[1] * (-dim - 1)))
     along.reverse()  # X first
     places.reverse()
 
     tangents = []
-    for row in coefficients.tolist():  # at most as many as the algebra has dimensions
+    for row in rows:
         terms = [(along[i], _velocity(row[i * (n + 1) : (i + 1) * (n + 1)], places)) for i in range(n)]
         terms.append((value, row[n * (n + 1)] or None))
         for flow, weight in zip(domain.flows, row[n * (n + 1) + 1 :], strict=True):
@@ -172,7 +175,7 @@ def field_tangents(
                 terms += [(part, weight * u) for part, u in zip(along, flow(*middle), strict=True)]
         products = [part * velocity for part, velocity in terms if part is not None and velocity is not None]
         tangents.append(sum(products[1:], products[0]) if products else torch.zeros_like(value))
-    return torch.stack(tangents)
+    return torch.stack(tangents) if len(tangents) > 1 else tangents[0][None]
 
 
 def _velocity(row: Sequence[float], places: Sequence[Tensor | None]) -> Tensor | float | None:

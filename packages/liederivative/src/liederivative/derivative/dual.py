@@ -36,8 +36,8 @@ class Dual(torch.Tensor):
     """where the entries lie, for `liederivative.layerwise`"""
     clean: bool
     """whether the row of the ideal motion is up to date there"""
-    buffer: Tensor | None
-    """the memory of the tangents, with free rows behind them"""
+    slot: int | None
+    """where `liederivative.layerwise` keeps tangents of this tensor"""
     _rows: tuple[int, ...]
     _tangents: Tensor | None
     _lazy: Any
@@ -71,7 +71,7 @@ class Dual(torch.Tensor):
         self._rows = rows
         self.layout_axes = None
         self.clean = False
-        self.buffer = None
+        self.slot = None
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -129,7 +129,6 @@ class Dual(torch.Tensor):
         """Write tangents, through to the base if this is a view."""
         if self._source is None:
             self._tangents, self._lazy, self._rows = tangents, None, rows if tangents is not None else ()
-            self.buffer = None
             return
         root = self.root
         if tangents is None and not root.moves:
@@ -159,9 +158,6 @@ class DualMode(TorchDispatchMode):
     tensor([[1.0000, 0.0000],
             [0.0000, 2.7183]])
     """
-
-    spare = 0
-    """free rows of memory that rules keep behind tangents, where they can"""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,13 +209,10 @@ class DualMode(TorchDispatchMode):
     def apply(self, name: str, call: Call, found: list[Dual]) -> Any:
         """The outputs of an operation that is neither a view nor a write, with their tangents."""
         del found
-        call.spare = self.spare
-        wrapped = _wrap(call.out, self._tangents(name, call), call.rows)
-        if call.buffer is not None:
-            (wrapped if isinstance(wrapped, Dual) else wrapped[0]).buffer = call.buffer
-        return wrapped
+        return wrap(call.out, self.tangents_of(name, call), call.rows)
 
-    def _tangents(self, name: str, call: Call) -> Any:
+    def tangents_of(self, name: str, call: Call) -> Any:
+        """The tangents of each output, by the rule of the operation or torch's own derivative of it."""
         outs = call.out if isinstance(call.out, tuple | list) else [call.out]
         if not any(_has_derivative(o) for o in outs):
             return None
@@ -260,9 +253,11 @@ class DualMode(TorchDispatchMode):
         if not isinstance(base, Dual):
             return out
 
+        rest = (None, *args[1:])  # the view must not keep its base alive
+
         def replay(index: int | None) -> Callable[[Tensor], Tensor]:
             def view(tangents: Tensor) -> Tensor:
-                moved = push_view(func, tangents, args, kwargs)
+                moved = push_view(func, tangents, rest, kwargs)
                 return moved if index is None else moved[index]
 
             return view
@@ -299,26 +294,29 @@ class DualMode(TorchDispatchMode):
         if not moves:
             func(*plain, **plain_kw)
             return given
-        rows = rows_of(found)
         name = name[:-1]
+        before, functional = list(plain), func
+        if name not in OVERWRITES:
+            if name not in MUTATES_WITHOUT_INPUT:
+                before[0] = plain[0].clone()
+            functional = getattr(getattr(torch.ops.aten, name), func._overloadname, None)
+            if functional is None:
+                raise UnsupportedError(f"{name}_ has no counterpart that does not write")
+        func(*plain, **plain_kw)
+        self.write(target, name, Call(functional, args, kwargs, before, plain_kw, target.primal, rows_of(found)))
+        return given
+
+    def write(self, target: Dual, name: str, call: Call) -> None:
+        """Give ``target``, whose value has just been written, the tangents of the operation ``name``."""
         if name in OVERWRITES:
-            func(*plain, **plain_kw)
-            call = Call(func, args, kwargs, plain, plain_kw, target.primal, rows)
             tangents = call.t(1) if name == "copy" else None
             if tangents is not None:
                 tangents = call.broadcast(tangents, 1).to(target.dtype)
         else:
-            before = list(plain)
-            if name not in MUTATES_WITHOUT_INPUT:
-                before[0] = plain[0].clone()
-            func(*plain, **plain_kw)
-            functional = getattr(getattr(torch.ops.aten, name), func._overloadname, None)
-            if functional is None:
-                raise UnsupportedError(f"{name}_ has no counterpart that does not write")
-            call = Call(functional, args, kwargs, before, plain_kw, target.primal, rows)
-            tangents = self._tangents(name, call)
-        self.mutated(target, name, tangents, rows, args, kwargs)
-        return given
+            tangents = self.tangents_of(name, call)
+        if tangents is not None:
+            tangents = tangents.expand(call.count, *target.primal.shape)
+        target.set_tangents(tangents, call.rows)
 
     def _is_own(self, tensor: Tensor) -> bool:
         made = self._made.get(tensor.untyped_storage().data_ptr())
@@ -344,21 +342,6 @@ class DualMode(TorchDispatchMode):
         if isinstance(a, Tensor) and type(a) is not Dual and a.untyped_storage().data_ptr() in self._adopted:
             return self._adopt(a)
         return a
-
-    def mutated(
-        self,
-        target: Dual,
-        name: str,
-        tangents: Tensor | None,
-        rows: tuple[int, ...],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-    ) -> None:
-        """Called with the new tangents of a tensor that was written into."""
-        del name, args, kwargs
-        if tangents is not None:
-            tangents = tangents.expand(len(rows), *target.primal.shape)
-        target.set_tangents(tangents, rows)
 
 
 def rows_of(duals: Sequence[Dual]) -> tuple[int, ...]:
@@ -400,12 +383,13 @@ def _has_derivative(out: Any) -> bool:
     return isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())
 
 
-def _wrap(out: Any, tangents: Any, rows: tuple[int, ...]) -> Any:
+def wrap(out: Any, tangents: Any, rows: tuple[int, ...]) -> Any:
+    """The outputs of an operation with their tangents, the plain value where there are none."""
     if isinstance(out, Tensor):
         if tangents is None or not _has_derivative(out):
             return out
         return Dual(out, rows=rows, lazy=tangents) if hasattr(tangents, "evaluate") else Dual(out, tangents, rows)
     if isinstance(out, tuple | list):
         parts = [None] * len(out) if tangents is None else tangents
-        return type(out)(_wrap(o, t, rows) for o, t in zip(out, parts, strict=True))
+        return type(out)(wrap(o, t, rows) for o, t in zip(out, parts, strict=True))
     return out

@@ -194,16 +194,17 @@ def decompose(
                 stack.enter_context(torch.no_grad())
                 stack.enter_context(evaluation_mode(model))
                 stack.enter_context(tracer.watching(module))
-                stack.enter_context(tracer)
-                out = one_tensor(model(tracer.begin(x, motion)), len(x), select)
-                layout = resolve_layout(declared_layout(model, out, domain) if output is None else output, out)
-                if probabilities:
-                    out = out.softmax(dim=layout.channel_dim)
-            found = tracer.result_dual(out)
+                with tracer:
+                    out = one_tensor(model(tracer.begin(x, motion)), len(x), select)
+                    layout = resolve_layout(declared_layout(model, out, domain) if output is None else output, out)
+                    if probabilities:
+                        out = out.softmax(dim=layout.channel_dim)
+                found = tracer.result_dual(out)
+                terms = tracer.terms(found)
             with evaluation_mode(model), torch.no_grad():
-                moved = found.tangents
-                check_outputs(model, found.primal, found.primal if moved is None else moved, lambda: model(x))
-            return _collected(tracer, found, layout, chosen.name, by)
+                moved = found.primal if found.tangents is None else found.tangents
+                check_outputs(model, found.primal, torch.stack([*moved, *terms.values()]), lambda: model(x))
+            return _collected(tracer, found, terms, layout, chosen.name, by)
         except UserError:
             raise
         except torch.OutOfMemoryError:
@@ -219,7 +220,9 @@ def decompose(
     ) from failure
 
 
-def _collected(tracer: Tracer, out: Any, layout: Layout, generator: str, by: str) -> Decomposition:
+def _collected(
+    tracer: Tracer, out: Any, found: dict[str, Tensor], layout: Layout, generator: str, by: str
+) -> Decomposition:
     value = out.primal
     zeros = torch.zeros_like(value)
     ideal = layout.tangents(value, tracer.coefficients, tracer.domain)[0]
@@ -228,7 +231,6 @@ def _collected(tracer: Tracer, out: Any, layout: Layout, generator: str, by: str
     tangents, rows = out.tangents, out.rows
     total = tangents[rows.index(TOTAL)] - ideal
     drift = tangents[rows.index(IDEAL)] - ideal
-    found = {tracer.names[row]: tangents[i] for i, row in enumerate(rows) if row not in (TOTAL, IDEAL)}
     kinds = dict(tracer.origin)
     operations = set(tracer.functional)
     # What the last layers, whose outputs could not be followed, and the declared output's own motion leave.

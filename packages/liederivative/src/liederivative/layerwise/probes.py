@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from liederivative.actions import Action, GeneratorLike, Images, Layout, resolve_generators, resolve_layout
 from liederivative.derivative import Selector, check_inputs, declared_layout, evaluation_mode, module_of, uncompiled
 from liederivative.derivative.lie_derivative import moving_parts, one_tensor
-from liederivative.layerwise.tracer import IDEAL, Tracer
+from liederivative.layerwise.tracer import Tracer
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,11 @@ class _LocalTracer(Tracer):
         super().__init__(*args)
         self.local: dict[str, Tensor] = {}
 
-    def replace_ideal(self, dual: Any, label: str, ideal: Tensor | None) -> Any:
-        """The layer's local derivative is noted; only the ideal motion goes on."""
-        tangents, rows = dual.tangents, dual.rows
-        here = rows.index(IDEAL)
-        local = tangents[here] if ideal is None else tangents[here] - ideal
+    def note(self, dual: Any, label: str, term: Tensor) -> None:
+        """Only layers are asked for."""
+        del dual
         if label not in self.functional:
-            self.local[label] = local.clone()
-        if dual._source is not None:
-            dual = self._own(dual)
-        whole = tangents.clone()
-        whole[here] = 0 if ideal is None else ideal
-        dual.set_tangents(whole, rows)
-        dual.buffer, dual.clean = None, True
-        return dual
+            self.local[label] = term
 
 
 def probe_terms(

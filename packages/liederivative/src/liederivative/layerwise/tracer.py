@@ -2,7 +2,8 @@ r"""A model's run in which every layer's own Lie derivative is split off and pus
 
 Row 0 of the tangents is the input's motion, pushed through everything: at the end, the whole derivative. Row 1 is the
 ideal motion: after each layer what was pushed is replaced by how the layer's output should move, and the difference,
-the layer's local Lie derivative, becomes a row of its own. So
+the layer's local Lie derivative, is noted, to be pushed on afterwards by the recorded run
+(`liederivative.layerwise.tape`). So
 
 .. math:: Df(x)[\rho_1 x] - \rho_2 f(x) = \sum_i Df_{>i} \big[ Df_i [\rho\, h_{i-1}] - \rho f_i(h_{i-1}) \big],
 
@@ -22,18 +23,17 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from liederivative.actions import NCHW, NHWC, Axis, Domain, Invariant, Layout, Tokens, resolve_layout
 from liederivative.derivative.dual import Dual, DualMode
-from liederivative.derivative.rules import Call
+from liederivative.derivative.rules import OVERWRITES, Call
 from liederivative.layerwise.axes import Atom, Axes, Factors, Line, Union, plain, plain_axes, velocity
+from liederivative.layerwise.tape import Tape
 from liederivative.layerwise.tracking import track
 
 TOTAL, IDEAL = 0, 1
-"""The first two rows."""
+"""The two rows."""
 
 
 class Tracer(DualMode):
-    """A `DualMode` that adds a row for each layer and functional operation that does not commute with the motion."""
-
-    spare = 1
+    """A `DualMode` that splits off the term of each layer and operation that does not commute with the motion."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Tracer(DualMode):
         self.coefficients, self.domain, self.key = coefficients, domain, key
         self.layouts = dict(layouts or {})
         self.gains = bool(coefficients[0, -1 - len(domain.flows)] != 0)
-        self.names: list[str] = ["total", "ideal"]
+        self.names: list[str] = []
         self.origin: dict[str, str] = {}
         """kind of each source of terms: the module's class or the operator, in order of their first run"""
         self.functional: set[str] = set()
@@ -54,6 +54,7 @@ class Tracer(DualMode):
         self._stack: list[tuple[str, bool]] = []
         self._calls: dict[str, int] = {}
         self.seen_layouts: set[str] = set()
+        self.tape = Tape()
 
     def begin(self, x: Tensor, motion: Tensor) -> Dual:
         """The input (B, C, *space) with its motion (1, B, C, *space)."""
@@ -138,6 +139,7 @@ class Tracer(DualMode):
         """A copy that is no view, so that its rows can change."""
         copy = Dual(dual.primal, dual.tangents, dual.rows)
         copy.layout_axes, copy.clean = dual.layout_axes, dual.clean
+        self.tape.copy(dual, copy)
         return copy
 
     # --- single operations ---
@@ -147,6 +149,7 @@ class Tracer(DualMode):
         wrapped = super().apply(name, call, found)
         clean = all(dual.clean for dual in found if dual.moves)
         parts = [wrapped] if isinstance(wrapped, Tensor) else list(wrapped) if isinstance(wrapped, list | tuple) else []
+        self.tape.operation(name, call, parts)
         for i, part in enumerate(parts):
             if isinstance(part, Dual):
                 index = None if isinstance(wrapped, Tensor) else i
@@ -165,21 +168,24 @@ class Tracer(DualMode):
             view.clean = base.clean and commutes
         return view
 
-    def mutated(
-        self,
-        target: Dual,
-        name: str,
-        tangents: Tensor | None,
-        rows: tuple[int, ...],
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-    ) -> None:
+    def _mutate(self, func: Any, name: str, args: Any, kwargs: Any, plain: Any, plain_kw: Any, found: Any) -> Any:
+        for index, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written = plain[index] if index < len(plain) else plain_kw.get(argument.name)
+                for value in written if isinstance(written, list | tuple) else [written]:
+                    if isinstance(value, Tensor):
+                        self.tape.preserve(value)
+        return super()._mutate(func, name, args, kwargs, plain, plain_kw, found)
+
+    def write(self, target: Dual, name: str, call: Call) -> None:
         """A tensor written into lies where the result does."""
+        args, kwargs = call.raw, call.raw_kwargs
         clean = all(a.clean for a in (*args, *kwargs.values()) if isinstance(a, Dual) and a.moves)
-        overwritten = name in ("copy", "fill", "zero")
+        overwritten = name in OVERWRITES
         source = args[1] if name == "copy" and len(args) > 1 else None
         axes, commutes = (None, False) if overwritten else track(name, args, kwargs, target.primal, None, self.domain)
-        super().mutated(target, name, tangents, rows, args, kwargs)
+        self.tape.operation(name, call, [target], write=True)
+        super().write(target, name, call)
         if target._source is None:
             if isinstance(source, Dual) and source.shape == target.shape:
                 axes, commutes = source.layout_axes, True
@@ -220,43 +226,39 @@ class Tracer(DualMode):
         assert tangents is not None
         here = rows.index(IDEAL)
         pushed = tangents[here]
-        term = pushed if ideal is None else pushed - ideal
-        size = float(pushed.abs().max()) if pushed.numel() else 0.0
-        error = size if ideal is None else float(term.abs().max()) if term.numel() else 0.0
+        term = pushed.clone() if ideal is None else pushed - ideal
+        size = largest(pushed)
+        error = size if ideal is None else largest(term)
         if error <= 32 * torch.finfo(dual.dtype).eps * size:  # rounding; it stays in the pushed row, and is not lost
             dual.clean = True
             return dual
         if dual._source is not None:
             dual = self._own(dual)
-        key = self.key(label)
-        row = self.names.index(key, 2) if key in self.names[2:] else len(self.names)
-        if row == len(self.names):
-            self.names.append(key)
-        term = term.clone() if ideal is None else term
-        if row not in rows and row > rows[-1] and dual.buffer is not None and len(dual.buffer) > len(rows):
-            whole = dual.buffer[: len(rows) + 1]
-            whole[-1] = term
-            new_rows = (*rows, row)
-        elif row in rows:
-            whole, new_rows = tangents.clone(), rows
-            whole[rows.index(row)] += term
-        else:
-            new_rows = tuple(sorted((*rows, row)))
-            at = new_rows.index(row)
-            whole = torch.cat([tangents[:at], term[None], tangents[at:]])
-        here = new_rows.index(IDEAL)
-        if ideal is None:
-            whole[here].zero_()
-        else:
-            whole[here] = ideal
-        buffer = dual.buffer if whole.untyped_storage().data_ptr() == _pointer(dual.buffer) else None
-        dual.set_tangents(whole, new_rows)
-        dual.buffer, dual.clean = buffer, True
+        self.note(dual, label, term)
+        whole = tangents.clone()
+        whole[here] = 0 if ideal is None else ideal
+        dual.set_tangents(whole, rows)
+        dual.clean = True
         return dual
 
+    def note(self, dual: Dual, label: str, term: Tensor) -> None:
+        """The term of ``label`` begins at ``dual``."""
+        key = self.key(label)
+        if key not in self.names:
+            self.names.append(key)
+        self.tape.term(dual, self.names.index(key), term)
 
-def _pointer(buffer: Tensor | None) -> int:
-    return -1 if buffer is None else buffer.untyped_storage().data_ptr()
+    def terms(self, out: Dual) -> dict[str, Tensor]:
+        """Each layer's and operation's term at ``out``, pushed there by what lies between."""
+        return {self.names[row]: term for row, term in self.tape.push(self.tape.place(out)).items()}
+
+
+def largest(x: Tensor) -> float:
+    """The largest absolute entry."""
+    if not x.numel():
+        return 0.0
+    low, high = torch.stack(x.aminmax()).tolist()
+    return max(-low, high)
 
 
 def declared_axes(layout: Layout, value: Tensor, domain: Domain) -> Axes | None:

@@ -1,12 +1,11 @@
-r"""Scaled dot-product attention, :math:`O = P V, P = \mathrm{softmax}(s Q K^T + m)`, whose fused kernels know no
-forward mode.
+r"""Scaled dot-product attention, :math:`O = P V, P = \mathrm{softmax}(S), S = s Q K^T + m`, whose fused kernels know no
+forward mode:
 
-With :math:`M = P \odot (s\, dQ K^T + s\, Q dK^T)` and its row sums r,
+.. math:: dO = dP\, V + P\, dV, \qquad dP = P \odot (dS - \mathrm{rowsum}(P \odot dS)),
+          \qquad dS = s\, dQ K^T + s\, Q dK^T + dm ,
 
-.. math:: dO = M V - r \odot O + P\, dV ,
-
-so that a tangent costs four matrix products and one pass over the attention map, and the maps of all tangents never
-exist at once.
+four matrix products a tangent. They are taken for a few samples and one tangent at a time, so that the attention maps
+at hand stay in the cache, and those of all tangents never exist at once.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 
 from liederivative.derivative.rules.call import Call
+
+aten = torch.ops.aten
 
 
 def _attention(call: Call) -> Any:
@@ -38,8 +39,8 @@ def _attention(call: Call) -> Any:
     scale = call.kwargs.get("scale")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     moving = (call.t(0), call.t(1), call.t(2), along_bias)
-    tangents = call.empty(out.shape)
-    attention_tangents(tangents, q, k, v, out, moving, bias, bool(causal), scale)
+    tangents = call.empty_like(out)
+    attention_tangents(tangents, q, k, v, moving, bias, bool(causal), scale)
     return tangents, *[None] * (len(call.out) - 1)
 
 
@@ -48,13 +49,12 @@ def attention_tangents(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
     moving: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
     bias: Tensor | None,
     causal: bool,
     scale: float,
 ) -> None:
-    """Write into ``total`` the tangents (T, ..., L, E) of attention ``out`` (..., L, E).
+    """Write into ``total`` the tangents (T, B, H, L, E) of the attention of q, k and v (B, H, ...).
 
     ``moving`` are the tangents of queries, keys, values and bias.
 
@@ -68,53 +68,55 @@ def attention_tangents(
         dk = None if dk is None else dk.repeat_interleave(times, -3)
         dv = None if dv is None else dv.repeat_interleave(times, -3)
 
-    def flat(x: Tensor) -> Tensor:  # (..., L, E) -> (B, L, E)
-        return x.reshape(-1, *x.shape[-2:])
+    L, S = q.shape[-2], k.shape[-2]  # noqa: N806
+    bias = None if bias is None else bias.expand(*q.shape[:-1], S)
+    db = None if db is None else db.expand(-1, *q.shape[:-1], S)
+    step = max(1, CACHED // max(1, heads * L * S))
+    for start in range(0, len(q), step):
+        chunk = slice(start, start + step)
 
-    q_, k_, v_ = flat(q) * scale, flat(k), flat(v)
-    logits = torch.bmm(q_, k_.mT)
-    shape = (*q.shape[:-1], k.shape[-2])
-    if bias is not None:
-        if bias.dtype == torch.bool:
-            logits = logits.masked_fill_(~flat(bias.expand(shape)), -math.inf)
-        else:
-            logits = logits.add_(flat(bias.expand(shape)))
-    if causal:
-        L, S = logits.shape[-2:]  # noqa: N806
-        logits = logits.masked_fill_(torch.ones(L, S, dtype=torch.bool, device=q.device).triu(1), -math.inf)
-    P = logits.softmax(-1)  # noqa: N806
-    wide = torch.cat([v_, torch.ones_like(v_[..., :1])], -1)  # its last column gives the row sums
-    o, keys = flat(out), flat(k) * scale
-    # A few tangents at once, as long as their attention maps stay in the cache.
-    chunk = max(1, min(len(total), CACHED // max(1, P.numel())))
-    q_, keys, wide, P, o = (x.repeat(chunk, 1, 1) for x in (q_, keys, wide, P, o))  # noqa: N806
-    M = torch.empty_like(P)  # noqa: N806
-    for start in range(0, len(total), chunk):
-        here = slice(start, start + chunk)
-        moved = flat(total[here])
-        n = len(moved)
-        m, p = M[:n], P[:n]
-        if dq is not None or dk is not None or db is not None:
+        def part(x: Tensor, chunk: slice = chunk) -> Tensor:  # (B, H, ...) -> (n H, ...), a view if n = 1
+            return x[chunk].flatten(0, 1)
+
+        keys, values = part(k) * scale, part(v).contiguous()
+        queries = part(q) * scale
+        logits = torch.bmm(queries, part(k).mT)
+        if bias is not None:
+            mask = part(bias)
+            logits = logits.masked_fill_(~mask, -math.inf) if mask.dtype == torch.bool else logits.add_(mask)
+        if causal:
+            logits = logits.masked_fill_(torch.ones(L, S, dtype=torch.bool, device=q.device).triu(1), -math.inf)
+        P = logits.softmax(-1)  # noqa: N806
+        keys = keys.mT.contiguous()
+        dS = torch.empty_like(P)  # noqa: N806
+        for t, moved in enumerate(total):
+            target = moved[chunk]
+            out = target[0] if len(target) == 1 else torch.empty_like(target, memory_format=torch.contiguous_format)
+            out = out if len(target) == 1 else out.flatten(0, 1)
+            beta = 1
             if dq is not None:
-                torch.bmm(flat(dq[here]), keys[:n].mT, out=m)
+                torch.bmm(part(dq[t]), keys, out=dS)
                 if dk is not None:
-                    m.baddbmm_(q_[:n], flat(dk[here]).mT)
+                    dS.baddbmm_(queries, part(dk[t]).mT)
             elif dk is not None:
-                torch.bmm(q_[:n], flat(dk[here]).mT, out=m)
+                torch.bmm(queries, part(dk[t]).mT, out=dS)
+            elif db is not None:
+                dS.zero_()
             else:
-                m.zero_()
+                beta = 0
             if db is not None:
-                m.add_(flat(db[here].expand(-1, *shape)))
-            both = torch.bmm(m.mul_(p), wide[:n])
-            torch.addcmul(both[..., :-1], both[..., -1:], o[:n], value=-1, out=moved)
-        else:
-            moved.zero_()
-        if dv is not None:
-            moved.baddbmm_(p, flat(dv[here]))
+                dS.add_(part(db[t]))
+            if beta:
+                torch.bmm(aten._softmax_backward_data(dS, P, -1, dS.dtype), values, out=out)
+            if dv is not None:
+                torch.baddbmm(out, P, part(dv[t]), beta=beta, out=out)
+            if len(target) > 1:
+                target.copy_(out.view(target.shape))
 
 
-CACHED = 500_000
-"""Entries of attention maps that are worked on at once: two megabytes in single precision, about a core's cache."""
+CACHED = 200_000
+"""Entries of attention maps that are worked on at once: with their tangents less than two megabytes in single
+precision, about a core's cache."""
 
 
 RULES = dict.fromkeys(

@@ -40,7 +40,6 @@ def _convolution(call: Call) -> Any:
         return NotImplemented
     options = tuple(call.args[3:])
     if tangents is not None and along_weight is None and along_bias is None:
-        call.dual(0).root.buffer = None  # what is put off must not be overwritten meanwhile
         return LazyConvolution(tangents, weight, options)
     total = torch.zeros(call.count, *call.out.shape, dtype=call.out.dtype, device=call.out.device)
     if tangents is not None:

@@ -65,8 +65,6 @@ def _along(name: str, tangents: Tensor, rest: Sequence[Any], kwargs: dict[str, A
 def _same(call: Call) -> Tensor | None:
     """Copies and casts."""
     tangents = call.t(0)
-    if call.dual(0) is not None:
-        call.dual(0).root.buffer = None  # its memory is shared from here on
     return None if tangents is None else tangents.to(call.out.dtype)
 
 
