@@ -16,6 +16,7 @@ from lie.run import (
     load_checkpoint,
     load_weights,
     output_directory,
+    print_table,
     provenance,
     read_json,
     resolve_device,
@@ -160,6 +161,12 @@ def test_names_devices_and_finiteness():
         read_json("/nowhere.json")
 
 
+def test_numbers_of_tables_are_not_broken(capsys):
+    print_table("wide", ["a model with a long name", *(f"column {i}" for i in range(12))],
+                [["x" * 60, *(1.25e-11 for _ in range(12))]])  # fmt: skip
+    assert capsys.readouterr().out.count("1.25e-11") == 12
+
+
 def test_commands_end_with_the_right_code(capsys):
     @dataclasses.dataclass(frozen=True)
     class Greet:
@@ -170,6 +177,10 @@ def test_commands_end_with_the_right_code(capsys):
 
         name: str = "you"
         """Whom."""
+        often: int = 1
+        """How many times."""
+        out: str = "here"
+        resume: str | None = None
 
         def run(self):
             if self.name == "nobody":
@@ -187,7 +198,17 @@ def test_commands_end_with_the_right_code(capsys):
     assert code == 2 and captured.err == "tool: error: expected somebody, got nobody\n"
     code, captured = run("gret")
     assert code == 2 and "did you mean 'greet'" in captured.err and captured.err.count("\n") == 1
-    assert run("greet", "--name", "ctrl-c")[0] == 130
+    code, captured = run("greet", "--name", "ctrl-c")
+    assert code == 130 and captured.err == "tool: interrupted; go on with: tool greet --resume here\n"
+    for argv, message in {
+        (): "expected a command, one of greet; see tool --help",
+        ("greet", "--often", "x"): "--often: invalid literal for int() with base 10: 'x'",
+        ("greet", "--oftn", "2"): "--oftn, 2; did you mean --often?; see tool greet --help",
+        ("greet", "--often"): "Missing value for argument '--often'",
+    }.items():
+        code, captured = run(*argv)
+        assert code == 2 and message in captured.err and captured.err.count("\n") == 1, captured.err
+    assert run("--version")[1].out == "tool not installed\n"
     with pytest.raises(SystemExit) as stop:
         run("greet", "--help")
     assert stop.value.code == 0 and "Example: tool greet" in capsys.readouterr().out

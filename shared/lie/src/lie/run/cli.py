@@ -1,17 +1,21 @@
 """Command lines from dataclasses: one dataclass a subcommand, its fields the flags.
 
-A subcommand's dataclass has a method ``run()``. What a user can mend ends with one line on stderr and
-exit code 2; Ctrl-C ends with 130 and a word on how to go on.
+A subcommand's dataclass has a method ``run()``. What a user can mend, an argument that does not parse included, ends
+with one line on stderr and exit code 2; Ctrl-C ends with 130 and the command to go on with, where there is one.
 """
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
 from typing import Any, Protocol
 
 from lie.run.errors import UserError, unknown_name
+from lie.run.provenance import provenance
 
 
 class Command(Protocol):
@@ -35,11 +39,25 @@ def run_command(
     import tyro
 
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+    if arguments == ["--version"]:
+        print(prog, provenance(prog)[prog])
+        return 0
+    if not arguments:
+        return _fail(prog, f"expected a command, one of {', '.join(commands)}; see {prog} --help")
+    if not arguments[0].startswith("-") and arguments[0] not in commands:
         return _fail(prog, str(unknown_name("command", arguments[0], commands)))
-    command = tyro.extras.subcommand_cli_from_dict(
-        dict(commands), prog=prog, description=description, args=arguments, config=(tyro.conf.FlagCreatePairsOff,)
-    )
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            command = tyro.extras.subcommand_cli_from_dict(
+                dict(commands), prog=prog, description=description, args=arguments,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )  # fmt: skip
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        name = f"{prog} {arguments[0]}" if arguments[0] in commands else prog
+        return _fail(prog, f"{_plain(said.getvalue())}; see {name} --help")
     try:
         with warnings.catch_warnings():
             # Of torch's own insides at the first forward derivative; nothing that a user could act on.
@@ -48,7 +66,10 @@ def run_command(
     except UserError as error:
         return _fail(prog, str(error))
     except KeyboardInterrupt:
-        print(f"{prog}: interrupted; what has --resume goes on with --resume DIR", file=sys.stderr)
+        folder = getattr(command, "resume", None) or getattr(command, "out", None)
+        resumes = hasattr(command, "resume") and folder is not None
+        hint = f"; go on with: {prog} {arguments[0]} --resume {folder}" if resumes else ""
+        print(f"{prog}: interrupted{hint}", file=sys.stderr)
         return 130
     return 0
 
@@ -56,3 +77,14 @@ def run_command(
 def _fail(prog: str, message: str) -> int:
     print(f"{prog}: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _plain(box: str) -> str:
+    """The message in a framed error of the parser, on one line: what is wrong, and the nearest flag if it has one."""
+    lines = [line.strip("\u2502 ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]]  # below the title
+    parts = [
+        part.strip() for part in re.split(r"(?m)^[\u2500-]{4,}$", "\n".join(lines))
+    ]  # frames are drawn, or in ASCII
+    message = next((part for part in parts if part), "cannot be understood").partition("\nGot errors:")[0]
+    near = re.search(r"Perhaps you meant:\s+(--[\w-]+)", "\n".join(parts))
+    return message.rstrip(". \n") + (f"; did you mean {near[1]}?" if near else "")

@@ -38,13 +38,21 @@ class RunLog:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table on the terminal: first column to the left, numbers to the right, floats to 4 digits."""
+    """Print a table on the terminal: first column to the left, numbers to the right, floats to 4 digits.
+
+    A number that does not fit ends in an ellipsis rather than on the next line, where it could be misread; beside a
+    terminal (a file, a pipe) the table is as wide as it needs to be.
+    """
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(column, justify="left" if index == 0 else "right",
+                         overflow="fold" if index == 0 else "ellipsis", no_wrap=index > 0)  # fmt: skip
     for row in rows:
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table, options=console.options.update(width=10_000)).maximum)
+    console.print(table)
