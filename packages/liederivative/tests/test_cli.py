@@ -180,8 +180,10 @@ def test_a_folder_with_a_file_that_is_no_image(tmp_path, capfd):
     folder.mkdir()
     assert "no image in the folder" in fails(capfd, tmp_path / "out", "measure", SMALL, "--images", str(folder))
     (folder / "notes.txt").write_text("no image")
+    assert "only notes.txt" in fails(capfd, tmp_path / "out", "measure", SMALL, "--images", str(folder))
+    (folder / "notes.png").write_text("no image")
     line = fails(capfd, tmp_path / "out", "measure", SMALL, "--images", str(folder))
-    assert "notes.txt" in line
+    assert "notes.png" in line
     assert "remove it from the folder" in line
 
 

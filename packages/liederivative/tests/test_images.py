@@ -58,6 +58,16 @@ def test_a_file_that_is_no_image_is_named(kind, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_files_that_are_no_images_by_name_are_passed_over_and_said(tmp_path, caplog):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.PNG")
+    (tmp_path / "labels.csv").write_text("a,1")
+    (photograph,) = folder_photographs(tmp_path)
+    assert photograph.name == "a.PNG" and "labels.csv" in caplog.text
+    (tmp_path / "a.PNG").unlink()
+    with pytest.raises(ValueError, match=r"no image in the folder .* \(only labels.csv\)"):
+        folder_photographs(tmp_path)
+
+
 def test_missing_and_empty_folders(tmp_path):
     with pytest.raises(ValueError, match="no image in the folder"):
         load_photographs(str(tmp_path))

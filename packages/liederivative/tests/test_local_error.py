@@ -116,6 +116,28 @@ def test_finite_precision_is_measured_and_said():
     assert spoilt.float64_difference > 1e-2
 
 
+def test_a_generator_that_vanishes_beside_others_gives_no_alarm():
+    """A network that divides by the norm does not see a gain: `saturate` is zero up to rounding, `rotate` is not."""
+
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(256, 3, generator=torch.Generator().manual_seed(1)))
+
+        def forward(self, x):
+            flat = x.flatten(1)
+            return (flat / flat.norm(dim=1, keepdim=True)) @ self.weight
+
+    x = images(2, 1, 16, 16).float()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        errors = lee(Normalised(), x, ["rotate", "saturate"], check_precision=True)
+    assert errors.mean_squared["saturate"] < 1e-8 * errors.mean_squared["rotate"]
+    assert errors.float64_difference < 1e-3
+    with pytest.warns(PrecisionWarning, match="Normalised: in float64 the first image's under saturate differs by"):
+        lee(Normalised(), x, ["saturate"], check_precision=True)
+
+
 def test_lee_of_other_inputs():
     x = (images(4, 5, 3), images(4, 5, seed=1))
     action = Joint((Points(SE3()), None))

@@ -243,9 +243,13 @@ def test_a_measurement_has_a_report_too(tmp_path):
     assert not (tmp_path / "page" / "lee_vs_accuracy.png").exists()
 
 
-def test_an_old_figure_does_not_stay(swept, tmp_path):
+def test_an_old_figure_does_not_stay(swept, tmp_path, capfd):
     out = tmp_path / "r"
     assert main(["report", str(swept), "--accuracies", str(tmp_path / "table.csv"), "--out", str(out)]) == 0
+    assert "accuracies joined to" in capfd.readouterr().out
+    (tmp_path / "other.csv").write_text("model,top1\nnobody,70\n")
+    assert main(["report", str(swept), "--accuracies", str(tmp_path / "other.csv"), "--out", str(tmp_path / "q")]) == 0
+    assert "joined to 0 of" in (said := capfd.readouterr().out) and "the table has no row" in said
     assert (out / "lee_vs_accuracy.png").exists()
     assert main(["report", str(swept), "--out", str(out), "--generators", "saturate"]) == 0
     assert not (out / "lee_vs_accuracy.png").exists()
@@ -255,12 +259,12 @@ def test_an_old_figure_does_not_stay(swept, tmp_path):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("name,top1\na,70\n", "column 'model' wanted"),
-        ("model,acc\na,70\n", "column 'top1' wanted"),
+        ("name,top1\na,70\n", "has no column 'model' (it has name, top1)"),
+        ("model,acc\na,70\n", "has no column 'top1' (it has model, acc)"),
         ("model,top1\na,seventy\n", ":2: expected a number in top1, got 'seventy'"),
         ("model,top1\na,70\nb,700\n", ":3: expected top1 in per cent"),
         ("model,top1\na,0.7\nb,0.8\n", "got fractions"),
-        ("", "column 'model' wanted"),
+        ("", "has no column 'model' (it has none)"),
     ],
 )
 def test_bad_tables(table, message, swept, tmp_path, capfd):
@@ -276,7 +280,7 @@ def test_bad_tables(table, message, swept, tmp_path, capfd):
     [
         (["no/such"], "no folder no/such"),
         (["SWEPT", "--measure", "mean"], "did you mean 'mean_squared'"),
-        (["SWEPT", "--generators", "rotat"], "did you mean 'rotate'"),
+        (["SWEPT", "--generators", "rotat"], "choose --generators from"),
         (["SWEPT", "--accuracies", "no/such.csv"], "cannot read the accuracies in no/such.csv (No such file"),
     ],
 )

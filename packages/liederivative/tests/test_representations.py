@@ -22,6 +22,7 @@ from liederivative import (
     Videos,
     Volumes,
     Windows,
+    lee,
     lie_derivative,
     lie_derivatives,
 )
@@ -272,6 +273,15 @@ def test_vector_fields_of_ones_own():
     assert own.abs().max() < 1e-15
     with pytest.raises(ValueError, match="to give a velocity of shape"):
         lie_derivative(lambda z: z, z, "bad", action=VectorFields({"bad": lambda z: z[:1]}), output="invariant")
+    both = VectorFields({"bad": lambda z: z[:1], "grow": lambda z: z})
+    torch.testing.assert_close(lie_derivative(lambda z: z, z, "grow", action=both, output="invariant"), z)
+    for flow, got in ((lambda X, Y: X, "got Tensor"), (lambda X, Y: (X, Y, X), "got 3 parts")):
+        with pytest.raises(ValueError, match=rf"flow 'swirl' to return \(u, v\).*{got}"):
+            lee(lambda x: x.mean((2, 3)), torch.ones(1, 1, 4, 4), "swirl", action=Images(flows={"swirl": flow}))
+    with pytest.raises(ValueError, match="did you mean 'spectral'"):
+        Images(gradient="spectrl")
+    with pytest.raises(ValueError, match=r"got \(4, 64, 2\)"):
+        lee(lambda x: x.mean(1), torch.ones(4, 64, 2), action=Points(SE3()), output="invariant")
     with pytest.raises(ValueError, match="output's velocities to have shape"):
         lie_derivative(lambda z: z, z, "grow", action=fields, output=lambda v, a: v)
 

@@ -77,7 +77,7 @@ def test_every_model_has_one_family():
     ("arguments", "options", "message"),
     [
         (["resnet81"], {}, "unknown timm model 'resnet81': did you mean"),
-        (["resnot*"], {}, "no timm model matches 'resnot\\*'; did you mean"),
+        (["resnot*"], {}, "no timm model matches 'resnot\\*'; did you mean one like resnet"),
         ([], {"family": ["convnexts"]}, "unknown timm family 'convnexts': did you mean 'convnext'"),
         ([], {}, "at least one timm model, got none from nothing"),
         (["vgg11"], {"exclude": ["v*"]}, "at least one timm model, got none from vgg11"),

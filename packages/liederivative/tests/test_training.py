@@ -225,6 +225,12 @@ def test_a_history_is_saved_resumed_and_drawn(tmp_path):
         picture = Image.open(tmp_path / name).convert("RGB")
         assert len(picture.getcolors(10**6) or []) > 10
     (tmp_path / "lee.json").write_text(json.dumps({"kind": "other"}))
+    with pytest.raises(UserError, match=r"unknown measured generator 'scale'.*rotate"):
+        tracker.curve("scale")
+    with pytest.raises(UserError, match="did you mean 'per_variance'"):
+        tracker.curve("rotate", "per_varianc")
+    with pytest.raises(UserError, match="no folder"):
+        tracker.plot(tmp_path / "missing" / "one.png")
     with pytest.raises(UserError, match="is no history of an LEETracker"):
         other.load(tmp_path / "lee.json")
 

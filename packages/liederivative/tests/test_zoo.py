@@ -12,6 +12,7 @@ import torch
 from lie.run import save_weights
 from liederivative.images import sample_photographs
 from liederivative.zoo import check_model_names, load_checkpoint_file, load_model, weights_checksum
+from safetensors.torch import save_file
 from torch import nn
 
 SMALL = "test_resnet"  # timm's own test model: 0.5 M parameters, 160 px
@@ -126,8 +127,8 @@ BAD_FILES = {
     "foreign": "truncated, foreign",
     "foreign_st": "truncated or of another kind",
     "empty": "truncated, foreign",
-    "harmful": "truncated, foreign or pickled",
-    "whole_module": "truncated, foreign or pickled",
+    "harmful": "pickled objects, which are never loaded; save",
+    "whole_module": "pickled objects, which are never loaded; save",
     "numbers": "holds no state dict",
     "renamed": "do not fit.*has unknown",
     "reshaped": "do not fit.*of shape",
@@ -146,6 +147,19 @@ def test_a_bad_file_is_one_clear_line_and_changes_nothing(kind, tmp_path, monkey
     assert path.name in str(error.value)
     assert weights_checksum(module) == before
     assert not (tmp_path / "harm").exists()
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_the_prefix_of_data_parallel_training_is_taken_off(suffix, tmp_path):
+    trained, path = load_model(SMALL, seed=1).module, tmp_path / f"weights{suffix}"
+    state = {f"module.{name}": tensor for name, tensor in trained.state_dict().items()}
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    module = load_model(SMALL).module
+    assert weights_checksum(module) != weights_checksum(trained)
+    load_checkpoint_file(path, module)
+    assert weights_checksum(module) == weights_checksum(trained)
+    with pytest.raises(ValueError, match="do not fit resnet18:"):
+        load_model("resnet18", checkpoint=str(path))
 
 
 def test_a_real_checkpoint_of_another_network_does_not_fit():

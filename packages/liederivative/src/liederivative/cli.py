@@ -65,6 +65,7 @@ class Measure(MeasureOptions):
         with warnings.catch_warnings():
             # Of torch's own insides; nothing that a user could act on.
             warnings.filterwarnings("ignore", message="There is a performance drop")
+            warnings.filterwarnings("ignore", message="finite precision")  # said below the table
             settings._measure()
 
     def _measure(self) -> None:
@@ -76,7 +77,6 @@ class Measure(MeasureOptions):
         from liederivative.plots import plot_errors
         from liederivative.zoo import check_model_names
 
-        check_model_names(self.models, pretrained=self.pretrained)
         generators = resolve_generators(self.generators or tuple(GENERATORS))
         self.check()
         if self.checkpoint is not None and len(self.models) > 1:
@@ -84,6 +84,7 @@ class Measure(MeasureOptions):
         if self.checkpoint is not None and not Path(self.checkpoint).is_file():
             raise UserError(f"no checkpoint at {self.checkpoint}: the file does not exist")
         device = resolve_device(self.device)
+        check_model_names(self.models, pretrained=self.pretrained)  # last: timm takes seconds to import
         photographs = load_photographs(self.images, self.limit)
 
         with output_directory(self.out) as out:
@@ -172,17 +173,21 @@ def _kept(path: Path, stamp: str) -> dict[str, Any] | None:
 
 def _show(records: Mapping[str, Any], quantity: str, num_images: int) -> None:
     """Both tables, and a word where the numbers need one."""
+    from liederivative.metrics.local_error import PRECISION
+
+    spread = "of one image" if num_images == 1 else f"± standard error over {num_images} images"
     for measure, title in (("mean_absolute", "mean |L f|"), ("mean_squared", "mean |L f|^2 (LEE)")):
         rows = [
             [name, *(_cell(record["generators"][name][measure]) for record in records.values())]
             for name in next(iter(records.values()))["generators"]
         ]
-        print_table(
-            f"{title} of the {quantity}, ± standard error over {num_images} images", ["generator", *records], rows
-        )
+        print_table(f"{title} of the {quantity}, {spread}", ["generator", *records], rows)
     for name, record in records.items():
         weights = record["weights"]
         print(f"{name}: {weights['kind']} weights ({weights['source']}), {record['method']}, {record['seconds']} s")
+        if (record["float64_difference"] or 0.0) > PRECISION:
+            print(f"{name}: finite precision spoils the errors: in float64 the first image's differ by up to "
+                  f"{record['float64_difference']:.1%}; measure with --dtype float64")  # fmt: skip
         if all(errors["mean_absolute"]["mean"] == 0 for errors in record["generators"].values()):
             print(f"{name}: every derivative is exactly zero, as of a head that was initialised to zero")
     if any(record["weights"]["kind"] == "random" for record in records.values()):

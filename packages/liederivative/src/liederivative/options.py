@@ -79,7 +79,8 @@ class MeasureOptions(ModelOptions):
         """Raise for settings that make no sense."""
         super().check()
         if min(self.batch_size, self.tangents_per_pass) < 1:
-            raise UserError("expected --batch-size and --tangents-per-pass of at least 1")
+            raise UserError(f"expected --batch-size and --tangents-per-pass of at least 1, got {self.batch_size} and "
+                            f"{self.tangents_per_pass}")  # fmt: skip
 
     def resumed(self, folder: str, *, kind: str, done: str, free: Collection[str], name: str | None = None) -> Self:
         """The settings of the run in ``folder``; those given beside --resume must agree with them.

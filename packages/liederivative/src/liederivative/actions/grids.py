@@ -17,7 +17,7 @@ from torch import Tensor
 from liederivative.actions.action import Action, check_dimension, check_tensor
 from liederivative.actions.differences import resolve_gradient
 from liederivative.actions.generators import BASIS, GENERATORS, Element, GeneratorLike, affine_elements
-from liederivative.actions.tangents import Domain, as_domain, grid_tangents
+from liederivative.actions.tangents import Domain, as_domain, grid_tangents, pixel_coordinates
 
 
 class _Grid(Action):
@@ -30,9 +30,11 @@ class _Grid(Action):
     shape: str
     channel_dim = 1
 
+    def __post_init__(self) -> None:
+        resolve_gradient(self.gradient)
+
     def check(self, x: Any) -> None:
         """Raise `UserError` unless ``x`` is a finite batch with at least two samples along each axis."""
-        resolve_gradient(self.gradient)
         n = len(self.axes)
         check_tensor(x, self.kind, self.shape, ndim=n + 2)
         if min(x.shape[-n:]) < 2:
@@ -74,6 +76,24 @@ class Images(_Grid):
     axes = "xy"
     kind = "images"
     shape = "(B, C, H, W)"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, flow in self.flows.items():
+            if not callable(flow):
+                raise UserError(f"expected the flow {name!r} to be a function (X, Y) -> (u, v), got {flow!r}")
+
+    def check(self, x: Any) -> None:
+        """Raise `UserError` unless ``x`` is a finite batch of images, at whose pixels every flow gives velocities."""
+        super().check(x)
+        X, Y = (pixel_coordinates(size, size, x).view(shape) for size, shape in  # noqa: N806
+                ((x.shape[-1], (1, -1)), (x.shape[-2], (-1, 1))))  # fmt: skip
+        for name, flow in self.flows.items():
+            velocity = flow(X, Y)
+            fits = isinstance(velocity, tuple | list) and len(velocity) == 2
+            if not fits or not all(isinstance(part, Tensor | float | int) for part in velocity):
+                got = f"{len(velocity)} parts" if isinstance(velocity, tuple | list) else type(velocity).__name__
+                raise UserError(f"expected the flow {name!r} to return (u, v), the velocity along X and Y, got {got}")
 
     @property
     def generators(self) -> Mapping[str, GeneratorLike]:

@@ -45,27 +45,32 @@ class VectorFields(Action):
         return {name: Element(name, tuple(row)) for name, row in zip(self.fields, rows, strict=True)}
 
     def check(self, x: Any) -> None:
-        """Raise `UserError` unless ``x`` is a floating-point batch that every field moves."""
+        """Raise `UserError` unless ``x`` is a floating-point batch. Fields are checked where they are used."""
         from liederivative.actions.action import check_tensor
 
         check_tensor(x, "inputs", "(B, ...)")
-        self.tangents(x, torch.ones(1, len(self.fields), dtype=x.dtype, device=x.device))
 
     def tangents(self, value: Tensor, coefficients: Tensor, domain: Domain | tuple[int, ...] = ()) -> Tensor:
         """The fields at ``value``, combined."""
         del domain
         if coefficients.shape[1] != len(self.fields):
             raise UserError(f"expected fields for {coefficients.shape[1]} motions of the input, got {self!r}")
-        velocities = []
-        for name, field in self.fields.items():
-            velocity = field(value)
-            if velocity.shape != value.shape:
-                raise UserError(
-                    f"expected the field {name!r} to give a velocity of shape {tuple(value.shape)}, that of the "
-                    f"point, got {tuple(velocity.shape)}"
-                )
-            velocities.append(velocity)
+        wanted = (coefficients != 0).any(0).tolist()  # a field that nobody asks for need not be right here
+        velocities = [
+            self._velocity(name, value) if asked else torch.zeros_like(value)
+            for name, asked in zip(self.fields, wanted, strict=True)
+        ]
         return torch.tensordot(coefficients.to(value.dtype), torch.stack(velocities), dims=1)
+
+    def _velocity(self, name: str, value: Tensor) -> Tensor:
+        velocity = self.fields[name](value)
+        if not isinstance(velocity, Tensor) or velocity.shape != value.shape:
+            got = tuple(velocity.shape) if isinstance(velocity, Tensor) else type(velocity).__name__
+            raise UserError(
+                f"expected the field {name!r} to give a velocity of shape {tuple(value.shape)}, that of the point, "
+                f"got {got}"
+            )
+        return velocity
 
 
 @dataclass(frozen=True)

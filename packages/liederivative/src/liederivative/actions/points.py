@@ -68,7 +68,7 @@ class Points(Action):
         if self.group.dim == 0:
             raise UserError(f"expected a group with a generator, got {self.group!r}, which moves nothing")
         check_tensor(x, "points", "(B, ..., d)")
-        self.tangents(x[:1], torch.ones(1, self.group.dim, dtype=x.dtype, device=x.device))
+        self.tangents(x, torch.ones(1, self.group.dim, dtype=x.dtype, device=x.device))
 
     def tangents(
         self, value: Float[Tensor, "B *shape d"], coefficients: Float[Tensor, "K D"], domain: Any = ()
@@ -78,7 +78,7 @@ class Points(Action):
         check_dimension(coefficients, self.group.dim, self)
         a = coefficients.to(value.dtype).view(len(coefficients), *[1] * (value.ndim - 1), -1)
         try:
-            found = self.group.vector_field(a, value[None])
+            found = self.group.vector_field(a, value)
         except ValueError as error:
             raise UserError(str(error)) from None
         return found.expand(len(coefficients), *value.shape)

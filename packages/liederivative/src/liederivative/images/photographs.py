@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
+from logging import getLogger
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ _SAMPLE = {
     ),
 }
 """colour photographs inside the wheels of scikit-learn and scikit-image (0.24 and later): nothing is downloaded"""
+
+_log = getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,30 @@ def sample_photographs() -> list[Photograph]:
 
 
 def folder_photographs(folder: str | Path, limit: int | None = None) -> list[Photograph]:
-    """The images in ``folder`` (not below), sorted by name, as RGB; hidden files are passed over.
+    """The images in ``folder`` (not below), sorted by name, as RGB.
+
+    Images are what Pillow knows by its suffix; a word on the others that were passed over is logged, and none on
+    hidden files.
 
     Raises:
-        UserError: if the folder is missing or empty, or a file in it is no readable image.
+        UserError: if the folder is missing or has no image, or an image in it cannot be read.
     """
+    from PIL import Image
+
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"expected a folder of images, or 'sample', got {folder}: no such folder")
     paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    known = Image.registered_extensions()
+    others = [path.name for path in paths if path.suffix.lower() not in known]
+    paths = [path for path in paths if path.suffix.lower() in known]
+    passed = f"{', '.join(others[:3])}{' ...' if len(others) > 3 else ''}"
     if not paths:
-        raise UserError(f"no image in the folder {folder}; give a folder with at least one")
+        raise UserError(
+            f"no image in the folder {folder}{f' (only {passed})' if others else ''}; give a folder with at least one"
+        )
+    if others:
+        _log.warning("passed over in %s, not images by their suffix: %s", folder, passed)
     return [_read(path) for path in paths[:limit]]
 
 

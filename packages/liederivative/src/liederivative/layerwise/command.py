@@ -51,7 +51,6 @@ class LayersCommand(ModelOptions):
         from liederivative.plots import plot_layers
         from liederivative.zoo import check_model_names, describe
 
-        check_model_names([self.model], pretrained=self.pretrained)
         names = [one.name for one in resolve_generators(self.generators)]
         self.check()
         if self.by not in ("layer", "type"):
@@ -59,6 +58,7 @@ class LayersCommand(ModelOptions):
         if self.show < 1:
             raise UserError(f"expected --show of at least 1, got {self.show}")
         device, dtype = resolve_device(self.device), getattr(torch, self.dtype)
+        check_model_names([self.model], pretrained=self.pretrained)  # last: timm takes seconds to import
         photographs = load_photographs(self.images, self.limit)
         with output_directory(self.out) as out:
             zoo = self.load(self.model, checkpoint=self.checkpoint, num_classes=self.num_classes)

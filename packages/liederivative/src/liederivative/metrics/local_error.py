@@ -37,6 +37,7 @@ from liederivative.derivative import LADDER, Selector, check_inputs, double_copy
 Measure = Literal["absolute", "squared", "relative", "per_random"]
 PRECISION = 1e-2
 """Relative difference of float32 from float64 from which the numbers carry a warning: one per cent of the error."""
+_VANISHES = 1e-3  # of the largest error: below it an error is as good as none
 
 
 class PrecisionWarning(UserWarning):
@@ -103,7 +104,7 @@ class LEE:
         return self._by_name(_standard_error(self.squared))
 
     def interval(self, measure: Measure = "squared", level: float = 0.95) -> dict[str, tuple[float, float]]:
-        """Student's confidence interval of the mean over images, by generator; NaN for a single image.
+        """Student's confidence interval of the mean over images, by generator, above 0; NaN for a single image.
 
         Args:
             measure: which of the per-image values.
@@ -118,7 +119,7 @@ class LEE:
 
             error = error * float(t.ppf(0.5 + level / 2, values.shape[1] - 1))
         mean = values.mean(dim=1)
-        pairs = zip((mean - error).tolist(), (mean + error).tolist(), strict=True)
+        pairs = zip((mean - error).clamp_min(0.0).tolist(), (mean + error).tolist(), strict=True)
         return dict(zip(self.generators, pairs, strict=True))
 
     def by_label(self, labels: Sequence[int] | Tensor, measure: Measure = "squared") -> dict[int, dict[str, float]]:
@@ -176,8 +177,10 @@ def lee(
         tangents_per_pass: tangents pushed at once; fewer take less memory and more time.
         random_directions: further tangents, random ones, for ``per_random``.
         generator: of the random directions.
-        check_precision: measure the first image in float64 too, and warn (`PrecisionWarning`) if that differs by more
-            than 1 %: the model is badly conditioned, or its derivative vanishes up to rounding.
+        check_precision: measure the first image in float64 too, and warn (`PrecisionWarning`) if an error differs by
+            more than 1 %, of itself or of a thousandth of the largest generator's, whichever is more: the model is
+            badly conditioned, or its derivatives vanish up to rounding. One that vanishes beside others is rounding
+            too, but says what it should: that it is small.
         progress: called with the number of images after each batch.
 
     Raises:
@@ -257,13 +260,15 @@ def lee(
 def _with_difference(errors: LEE, exact: LEE, model: Callable[..., Any]) -> LEE:
     reference = exact.squared[:, 0].sqrt()
     single = errors.squared[:, 0].sqrt().to(reference)
-    difference = float(((single - reference).abs() / reference.clamp_min(torch.finfo(torch.float64).tiny)).max())
+    scale = torch.maximum(reference, _VANISHES * reference.max()).clamp_min(torch.finfo(torch.float64).tiny)
+    differences = (single - reference).abs() / scale
+    difference, worst = float(differences.max()), int(differences.argmax())
     if difference > PRECISION:
         module = module_of(model)
         name = type(module).__name__ if module is not None else getattr(model, "__name__", "the model")
         warnings.warn(
-            f"finite precision spoils the errors of {name}: in float64 the first image's differ by {difference:.1%}; "
-            "measure in float64",
+            f"finite precision spoils the errors of {name}: in float64 the first image's under "
+            f"{errors.generators[worst]} differs by {difference:.1%}; measure in float64",
             PrecisionWarning,
             stacklevel=3,
         )

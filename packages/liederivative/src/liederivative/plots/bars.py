@@ -28,12 +28,13 @@ def plot_errors(path: str | Path, models: Mapping[str, Mapping[str, Any]], quant
         for place, (model, record) in enumerate(models.items()):
             names = list(record["generators"])
             numbers = [record["generators"][name][measure] for name in names]
+            errors = [number["standard_error"] for number in numbers]  # None for a single image
             width = 0.8 / len(models)
             axes.bar(
                 [group + (place - (len(models) - 1) / 2) * width for group in range(len(names))],
                 [number["mean"] for number in numbers],
                 width,
-                yerr=[number["standard_error"] or 0.0 for number in numbers],
+                yerr=None if errors[0] is None else errors,
                 capsize=2,
                 label=f"{model}, {record['weights']['kind']} weights",
             )
@@ -45,7 +46,9 @@ def plot_errors(path: str | Path, models: Mapping[str, Mapping[str, Any]], quant
             axes.set_ylim(max(axes.get_ylim()[0], 1e-6 * highest), 3 * highest)
         axes.grid(axis="y", alpha=0.3)
         axes.set_axisbelow(True)
-    figure.axes[0].legend(fontsize="small")
-    figure.suptitle(f"Lie derivative of the {quantity}, mean over images with standard error")
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(names)), fontsize="small")
+    figure.suptitle(f"Lie derivative of the {quantity}, mean over images with standard error; what is below a "
+                    "millionth of the largest is not drawn", fontsize="medium")  # fmt: skip
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=120)

@@ -29,8 +29,8 @@ def plot_layers(path: str | Path, model: str, tables: Mapping[str, Sequence[Mapp
         height = 0.8 / len(tables)
         left.barh([i + (place - (len(tables) - 1) / 2) * height for i in range(len(kinds))], shares, height,
                   label=generator)  # fmt: skip
-        depth = [(i + 1) / len(rows) for i in range(len(rows))]
-        right.step(depth, [row["cumulative"] for row in rows], where="post", label=generator)
+        depth = [i / len(rows) for i in range(len(rows) + 1)]
+        right.plot(depth, [0.0, *(row["cumulative"] for row in rows)], label=generator)
     left.set_yticks(range(len(kinds)), kinds, fontsize="small")
     left.invert_yaxis()
     left.axvline(0, color="black", linewidth=0.8)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lie.run import UserError, unknown_name
+from lie.run import UserError
 
 Accuracies = dict[str, dict[int | None, float]]
 """model to image size to accuracy in per cent; size None where the table does not say"""
@@ -39,7 +39,8 @@ def read_accuracies(path: str | Path, column: str = "top1") -> Accuracies:
         raise UserError(f"cannot read the accuracies in {path} ({reason}); expected a csv of model,top1") from None
     for needed in ("model", column):
         if needed not in columns:
-            raise unknown_name(f"column {needed!r} wanted, but {path} has", ", ".join(columns) or "none", [needed])
+            raise UserError(f"{path} has no column {needed!r} (it has {', '.join(columns) or 'none'}); expected a csv "
+                            f"of model,{column}, or name the column of accuracies by --column")  # fmt: skip
     accuracies: Accuracies = {}
     for number, row in enumerate(rows, start=2):
         try:
@@ -53,6 +54,18 @@ def read_accuracies(path: str | Path, column: str = "top1") -> Accuracies:
     if accuracies and all(value <= 1 for sizes in accuracies.values() for value in sizes.values()):
         raise UserError(f"expected {column} of {path} in per cent, got fractions: every value is at most 1")
     return accuracies
+
+
+def unjoined(records: Iterable[Mapping[str, Any]], joined: Mapping[str, float]) -> list[str]:
+    """Why the other measured models have no accuracy, in words: their weights are random, or no row is theirs."""
+    measured = [record for record in records if record["status"] == "ok" and record["model"] not in joined]
+    random = [r["model"] for r in measured if r["result"]["weights"]["kind"] == "random"]
+    others = [r["model"] for r in measured if r["result"]["weights"]["kind"] != "random"]
+    reasons = [f"{len(random)} with random weights, which have none"] if random else []
+    if others:
+        shown = f"{', '.join(others[:5])}{' ...' if len(others) > 5 else ''}"
+        reasons.append(f"{len(others)} of which the table has no row, or none at their resolution: {shown}")
+    return reasons
 
 
 def join_accuracies(records: Iterable[Mapping[str, Any]], accuracies: Accuracies) -> dict[str, float]:

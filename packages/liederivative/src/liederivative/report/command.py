@@ -58,7 +58,9 @@ class ReportCommand:
         common = [name for name in rows[0].errors if all(name in row.errors for row in rows)]
         for name in self.generators:
             if name not in common:
-                raise unknown_name("generator measured for all models", name, common)
+                raise UserError(
+                    f"{name!r} was not measured for all models; choose --generators from {', '.join(common)}"
+                )
         if len(self.generators) > 4:
             raise UserError(f"expected at most four generators with a panel, got {len(self.generators)}")
         panels = self.generators or tuple(common[:3])
@@ -69,6 +71,7 @@ class ReportCommand:
         self, out: Path, records: list[dict[str, Any]], rows: list[Row], panels: Sequence[str], common: Sequence[str]
     ) -> None:
         from liederivative.measurement import DEFINITIONS
+        from liederivative.report.accuracies import unjoined
         from liederivative.report.correlations import correlations_by_family
         from liederivative.report.page import build_page
 
@@ -95,8 +98,9 @@ class ReportCommand:
         facts = dict(DEFINITIONS) | {
             "rank correlations": "Spearman's rho and Kendall's tau-b; p two-sided, against independence; families of "
             "at least four models",
-            "weights": ", ".join(sorted({row.weights for row in rows})) + "; accuracies belong to published weights "
-            "and are never joined to random ones",
+            "weights": ", ".join(sorted({row.weights for row in rows}))
+            + "; accuracies are of the table given, and are "
+            "never joined to random weights",
             "versions": ", ".join(versions) or "as in metrics.json of the measurement",
         }
         quantity = " and ".join(sorted({record.get("quantity", "outputs") for record in records}))
@@ -124,8 +128,10 @@ class ReportCommand:
             print_table(f"rank correlations of {self.measure}", columns, shown)
         else:
             print(f"no rank correlation: {len(rows)} models, and at least four that differ are needed")
-        if self.accuracies is not None and not quantities["accuracy"]:
-            print("no accuracy joined: none of the models has weights that the table describes")
+        if self.accuracies is not None:
+            joined = quantities["accuracy"]
+            without = "; without: " + "; ".join(reasons) if (reasons := unjoined(records, joined)) else ""
+            print(f"accuracies joined to {len(joined)} of {len(rows)} models{without}")
         print(f"report in {out}: report.html, {', '.join(sorted(p.name for p in out.glob('*.png')))}")
 
     def _scatters(
@@ -164,7 +170,9 @@ class ReportCommand:
                 for group, values in groups.items()
             ]
             number = joined if quantity == "accuracy" else len(rows)
-            text = f"{number} models, a colour a family. Rank correlations below, over all models and inside families."
+            text = f"{number} models, a colour a family." + (
+                " Rank correlations below, over all models and inside families." if table else ""
+            )
             columns = ["generator", "models", "n", "Spearman", "p", "Kendall", "p "]
             sections.append(Section(quantity, title, text, [(path, title)], columns if table else (), table))
         return sections

@@ -63,9 +63,10 @@ def plot_scatter(
                     )
             axes.set_title(generator + (f"\n{notes[generator]}" if generator in notes else ""), fontsize=11)
             axes.set_yscale("log")
-            if horizontal == "parameters":
+            places = [place for _, place in shown]
+            if horizontal == "parameters" and places and max(places) > 4 * min(places):  # else labels run together
                 axes.set_xscale("log")
-            axes.set_xlabel("published top-1 accuracy, %" if horizontal == "accuracy" else "parameters, millions")
+            axes.set_xlabel("top-1 accuracy, %" if horizontal == "accuracy" else "parameters, millions")
             axes.set_ylabel(LABELS[measure])
             axes.grid(alpha=0.25)
             axes.set_axisbelow(True)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from typing import Any
 
 from lie.run import UserError, unknown_name
@@ -97,6 +98,8 @@ def _dask(workers: int, address: str | None) -> Iterator[Executor]:
     finally:
         client.close()
         if cluster is not None:
+            # A worker that has torch to unload takes longer than dask waits, which says so and ends it.
+            getLogger("distributed.nanny").setLevel(ERROR)
             cluster.close()
 
 

@@ -135,10 +135,9 @@ class SweepCommand(MeasureOptions):
         from liederivative.sweep.selection import select_models
         from liederivative.sweep.worker import Task
 
-        names = select_models(self.models, family=self.family, exclude=self.exclude, pretrained=self.pretrained)
+        self.check()
         generators = tuple(each.name for each in resolve_generators(self.generators or tuple(GENERATORS)))
         layers = tuple(each.name for each in resolve_generators(self.layers)) if self.layers else ()
-        self.check()
         if self.backend not in BACKENDS:
             raise unknown_name("backend", self.backend, BACKENDS)
         if self.threads is not None and self.threads < 1:
@@ -148,6 +147,8 @@ class SweepCommand(MeasureOptions):
                 f"expected --address with --backend dask or ray; {self.backend} works on this machine alone"
             )
         device = str(resolve_device(self.device))
+        # Last of the names: timm takes seconds to import.
+        names = select_models(self.models, family=self.family, exclude=self.exclude, pretrained=self.pretrained)
         photographs = load_photographs(self.images, self.limit)
         decisive = {key: value for key, value in asdict(self).items() if key not in _NO_RESULT}
         stamp = fingerprint(decisive, photographs, None)
@@ -225,13 +226,15 @@ def _show(rows: list[dict[str, Any]], generators: tuple[str, ...]) -> None:
         chosen = good if len(good) <= shown else [*good[: shown // 2], *good[-shown // 2 :]]
         names = generators[:4]
         table = [
-            [row["model"], row["family"], f"{row['parameters'] / 1e6:.1f}", *(row[f"{g}_mean_squared"] for g in names)]
+            [row["model"], f"{row['parameters'] / 1e6:.1f}", *(f"{row[f'{g}_mean_squared']:.3g}" for g in names)]
             for row in chosen
         ]
         title = f"LEE, mean |L f|^2, {len(good)} models by {generators[0]}"
         if len(good) > shown:
             title += f": the {shown // 2} smallest and the {shown // 2} largest"
-        print_table(title, ["model", "family", "M parameters", *names], table)
+        print_table(title, ["model", "M par.", *names], table)
+        if len(generators) > len(names):
+            print(f"{len(names)} of {len(generators)} generators; all are in results.csv")
     if failures := [row for row in rows if row["status"] != "ok"]:
         print(f"{len(failures)} of {len(rows)} models failed: {', '.join(row['model'] for row in failures[:10])}")
         print("their errors are in results.csv and models/; --resume with --retry-failed tries them again")

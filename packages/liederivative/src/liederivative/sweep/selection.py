@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
@@ -72,8 +73,9 @@ def select_models(
         known = timm.list_models(pretrained=True) if "." in pattern else timm.list_models()
         found = [name for name in known if fnmatchcase(name, pattern)]
         if not found:
-            stem = pattern.replace("*", "").replace("?", "")
-            raise UserError(f"no timm model matches {pattern!r}; {_nearest(stem, timm.list_models())}")
+            near = difflib.get_close_matches(pattern.replace("*", "").replace("?", ""), timm.list_models(), n=3)
+            hint = f"did you mean one like {' or '.join(near)}?" if near else "timm.list_models() names all of them"
+            raise UserError(f"no timm model matches {pattern!r}; {hint}")
         chosen |= dict.fromkeys(found if not pretrained else [name for name in found if _has_weights(name)])
     for name in family:
         if name not in families():
@@ -110,8 +112,3 @@ def _has_weights(name: str) -> bool:
     import timm
 
     return bool(getattr(timm.get_pretrained_cfg(name), "has_weights", False))
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    """The part of `unknown_name` after the name."""
-    return str(unknown_name("model", name, known)).partition(": ")[2]

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from jaxtyping import Float
-from lie.run import UserError, read_json, write_json
-from torch import Tensor
+from lie.run import UserError, read_json, unknown_name, write_json
 
-from liederivative.actions import GeneratorLike, Layout
+from liederivative.actions import Action, GeneratorLike, Layout
+from liederivative.derivative import Selector
 from liederivative.metrics import LEE, lee
 
 
@@ -40,12 +39,14 @@ class LEETracker:
 
     def __init__(
         self,
-        model: Callable[[Tensor], Tensor],
-        images: Float[Tensor, "N C H W"],
+        model: Callable[..., Any],
+        images: Any,
         generators: str | GeneratorLike | Iterable[str | GeneratorLike] = ("translate_x", "translate_y", "rotate"),
         *,
         every: int = 100,
+        action: Action | None = None,
         output: str | Layout | None = None,
+        select: Selector | None = None,
         probabilities: bool = False,
         batch_size: int = 32,
     ) -> None:
@@ -53,10 +54,12 @@ class LEETracker:
 
         Args:
             model: the network in training.
-            images: on which it is measured each time, best held out from training; on the network's device.
+            images: (N, C, H, W), or what ``action`` moves, on which it is measured each time, best held out from
+                training; on the network's device.
             generators: as for `liederivative.lee`.
             every: steps between measurements.
-            output: layout of the output, as for `liederivative.lee`.
+            action, output, select: how the input moves, the layout of the output, and its part that is measured, as
+                for `liederivative.lee`.
             probabilities: take the softmax first.
             batch_size: images at once.
 
@@ -70,7 +73,10 @@ class LEETracker:
         self._generators = (
             generators if isinstance(generators, str) or not isinstance(generators, Iterable) else tuple(generators)
         )
-        self._options: dict[str, Any] = {"output": output, "probabilities": probabilities, "batch_size": batch_size}
+        self._options: dict[str, Any] = {
+            "action": action, "output": output, "select": select, "probabilities": probabilities,
+            "batch_size": batch_size,
+        }  # fmt: skip
         self.history: list[dict[str, Any]] = []
         """One entry a measurement: ``step``, ``values`` given beside it, ``variance``, and ``generators`` with
         ``mean_absolute``, ``mean_squared``, ``standard_error_squared`` and ``per_variance`` of each."""
@@ -106,8 +112,18 @@ class LEETracker:
         return errors
 
     def curve(self, generator: str, measure: str = "per_variance") -> tuple[list[int], list[float]]:
-        """Steps and values of one measure of one generator; points without a value are left out."""
-        points = [(p["step"], p["generators"][generator][measure]) for p in self.history]
+        """Steps and values of one measure of one generator; points without a value are left out.
+
+        Raises:
+            UserError: for a generator that was never measured, or an unknown measure.
+        """
+        known = {name for point in self.history for name in point["generators"]}
+        if self.history and generator not in known:
+            raise unknown_name("measured generator", generator, known)
+        found = [(p["step"], p["generators"][generator]) for p in self.history if generator in p["generators"]]
+        if found and measure not in found[0][1]:
+            raise unknown_name("measure", measure, found[0][1])
+        points = [(step, numbers[measure]) for step, numbers in found]
         kept = [(step, value) for step, value in points if value is not None]
         return [step for step, _ in kept], [value for _, value in kept]
 
@@ -127,8 +143,15 @@ class LEETracker:
         self.history = stored["history"]
 
     def plot(self, path: str | Path, measure: str = "per_variance") -> None:
-        """Write a figure of all generators over steps; see `liederivative.plots.plot_histories` for several runs."""
+        """Write a figure of all generators over steps; see `liederivative.plots.plot_histories` for several runs.
+
+        Raises:
+            UserError: before the first measurement, for an unknown measure, or for a folder that is not there.
+        """
         from liederivative.plots import plot_histories
+
+        if not Path(path).parent.is_dir():
+            raise UserError(f"no folder {Path(path).parent} for the figure; make it first")
 
         plot_histories(path, {"": self.history}, measure)
 

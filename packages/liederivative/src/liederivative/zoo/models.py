@@ -148,7 +148,7 @@ def load_model(
         finally:
             hub.setLevel(level)
     if checkpoint is not None:
-        load_checkpoint_file(checkpoint, module)
+        load_checkpoint_file(checkpoint, module, name)
     kind = "checkpoint" if checkpoint is not None else "pretrained" if pretrained else "random"
     source = {"checkpoint": str(checkpoint), "random": f"seed {seed}", "pretrained": _tag(module)}[kind]
     size = {} if image_size is None else {"input_size": (3, image_size, image_size)}

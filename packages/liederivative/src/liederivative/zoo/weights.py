@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lie.run import UserError, load_weights
+from lie.run import UserError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 _CONTAINERS = ("state_dict", "model", "model_state_dict", "net")
 """keys under which training scripts keep the state beside epochs and optimisers"""
 
 
-def load_checkpoint_file(path: str | Path, model: nn.Module) -> None:
-    """Load the weights in ``path`` (.safetensors, else a PyTorch file) into ``model``.
+def load_checkpoint_file(path: str | Path, model: nn.Module, name: str | None = None) -> None:
+    """Load the weights in ``path`` (.safetensors, else a PyTorch file) into ``model``, which errors call ``name``.
 
-    PyTorch files may hold the state dict itself or hold it under a usual key, with or without the
+    PyTorch files may hold the state dict itself or hold it under a usual key; either kind of file may have the
     ``module.`` prefix of data-parallel training.
 
     Raises:
@@ -28,10 +30,10 @@ def load_checkpoint_file(path: str | Path, model: nn.Module) -> None:
             which is then unchanged.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
-        load_weights(path, model)
-        return
-    _fit(path, read_torch_state(path), model)
+    state = _read_safetensors(path) if path.suffix == ".safetensors" else read_torch_state(path)
+    if all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    _fit(path, state, model, name or type(model).__name__)
 
 
 def read_torch_state(path: str | Path) -> dict[str, Tensor]:
@@ -44,19 +46,26 @@ def read_torch_state(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"no checkpoint at {path}: the file does not exist")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign file may fail in any way; none of them is ours to trace
+    except Exception:  # a foreign file may fail in any way, and torch's words for it advise to trust it
         raise UserError(
-            f"{path} is not a whole PyTorch file of plain tensors (truncated, foreign or pickled objects): "
-            f"{_first_line(error)}"
+            f"{path} is not a whole PyTorch file of plain tensors: it is truncated, foreign, or holds pickled objects, "
+            "which are never loaded; save model.state_dict() with safetensors.torch.save_file"
         ) from None
     for key in _CONTAINERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not _is_state(content):
         raise UserError(f"{path} holds no state dict: expected tensors by name, got {type(content).__name__}")
-    if all(name.startswith("module.") for name in content):
-        content = {name.removeprefix("module."): tensor for name, tensor in content.items()}
     return content
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise UserError(f"no checkpoint at {path}: the file does not exist")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is not a whole safetensors file (truncated or of another kind): {error}") from None
 
 
 def weights_checksum(model: nn.Module) -> str:
@@ -68,7 +77,7 @@ def weights_checksum(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _fit(path: Path, state: dict[str, Tensor], model: nn.Module) -> None:
+def _fit(path: Path, state: dict[str, Tensor], model: nn.Module, model_name: str) -> None:
     own = model.state_dict()
     # Files of PyTorch before 0.4.1 lack this counter of batch normalisation, which evaluation does not use.
     state = {n: t for n, t in own.items() if n.endswith("num_batches_tracked")} | state
@@ -83,7 +92,7 @@ def _fit(path: Path, state: dict[str, Tensor], model: nn.Module) -> None:
             problem = f"{name} holds NaN or infinity"
     if problem:
         raise UserError(
-            f"the weights in {path} do not fit {type(model).__name__}: {problem}; give the model that was trained "
+            f"the weights in {path} do not fit {model_name}: {problem}; give the model that was trained "
             "(and --num-classes, if its head is not the usual one)"
         )
     model.load_state_dict(state)
@@ -99,8 +108,3 @@ def _is_state(content: Any) -> bool:
 
 def _some(names: list[str]) -> str:
     return f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}" if names else "nothing"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
