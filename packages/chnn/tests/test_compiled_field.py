@@ -17,13 +17,16 @@ import torch
 from chnn.mechanics import Assembly
 from chnn.simulation.compiled_field import CompiledField
 from chnn.simulation.kernels import cache_folder, fingerprint
-from chnn.systems import CartPole, ChainPendulum, Gyroscope, System
+from chnn.systems import CartPole, ChainPendulum, Gyroscope, Rope, System
 from chnn.systems.names import SYSTEMS
 from lie.run import UserError
 from torch import Tensor
 
 KINDS: list[Any] = list(SYSTEMS.values())
-EACH = [*(kind() for kind in KINDS), ChainPendulum(5, masses=[1.0, 3.0, 0.2, 1.0, 2.0]), CartPole(damping=0.1)]
+EACH = [
+    *(kind() for kind in KINDS if kind is not Rope), Rope(8), ChainPendulum(5, masses=[1.0, 3.0, 0.2, 1.0, 2.0]),
+    CartPole(damping=0.1),
+]  # fmt: skip
 FORMS = ["field", "momentum_field"]
 
 each_form = pytest.mark.parametrize("form", FORMS)
@@ -146,9 +149,9 @@ def test_what_looks_at_operations_sees_them(form):
 
     field, fast = both(ChainPendulum(3), form)
     z = states(fast.system, form, 4)
-    for each in (fast, lambda y: 2.0 * fast(y) - fast(y)):
-        compiled = torch.compile(each, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(compiled(z), field(z), rtol=1e-12, atol=1e-12)
+    whole = fast if form == "field" else lambda y: 2.0 * fast(y) - fast(y)  # itself, or within a function
+    compiled = torch.compile(whole, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(z), field(z), rtol=1e-12, atol=1e-12)
     graph = make_fx(fast)(z)
     torch.testing.assert_close(graph(-z), field(-z), rtol=0, atol=0)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:

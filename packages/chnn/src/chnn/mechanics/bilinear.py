@@ -7,8 +7,9 @@ matrix and the right sides of its systems are bilinear:
 
 One product with a constant matrix gives the factors of all such terms, an elementwise one multiplies them, and another
 with a constant matrix sums them into G and r. A force that is affine in the state belongs to the first matrix; any
-other is an input beside the state. It is the mathematics of `chnn.mechanics.dynamics`, where it is explained, by half
-as many operations on small tensors, of which each costs its dispatch and hardly its size.
+other is an input beside the state. It is the mathematics of `chnn.mechanics.dynamics`, where it is explained, by 21
+operations on tensors in place of 65 for velocities and 32 in place of 135 for momenta, of which each costs its dispatch
+and hardly its size.
 
 The matrices are full of zeros, which cost more than they save where points are many.
 """
