@@ -157,14 +157,43 @@ def test_potentials_and_surfaces_of_ones_own_are_compiled_and_others_are_told():
         smooth.simulate(z0.detach(), t, backend="numba", external=lambda t, x, v: 0 * x)
 
 
+def test_a_potential_that_has_learnt_is_compiled_again():
+    class Quartic(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.strength = torch.nn.Parameter(torch.tensor(3.0, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.strength * (x**4).sum((-2, -1))
+
+    potential, world = Quartic(), Assembly(2)
+    world.tether(world.point("bob", 1.0, position=(0.0, -1.0)), (0.0, 0.0), 1.0)
+    world.potential(potential)
+    system = System(world.build("learning"))
+    z0, t = system.sample(2, generator=generator()), torch.linspace(0, 1, 3, dtype=torch.float64)
+    before = system.simulate(z0, t, 1e-10, backend="numba")
+    old = system.compiled_field()
+    with torch.no_grad():
+        potential.strength.mul_(2.0)
+    a, b = (system.simulate(z0, t, 1e-10, backend=backend).detach() for backend in ("numba", "torch"))
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+    assert (a - before).abs().max() > 1e-2
+    with torch.no_grad():  # a field is of the numbers that there were when it was made
+        torch.testing.assert_close(system.compiled_field()(z0), system.field(z0), rtol=1e-12, atol=1e-12)
+        assert (old(z0) - system.field(z0)).abs().max() > 1e-2
+
+
 def test_kernels_are_kept_on_disk_by_what_they_depend_on(tmp_path):
     a, b, c = ChainPendulum(2), ChainPendulum(2), ChainPendulum(2, masses=[1.0, 2.0])
     assert fingerprint(a) == fingerprint(b) != fingerprint(c)
-    kernel_of(a)
-    assert (cache_folder() / f"kernel_{fingerprint(a)}.o").exists()
-    # Another process reads it without tracing: neither torch.fx's tracer nor sympy is imported.
+    for kind in ("kernel", "field"):
+        kernel_of(a, kind)
+        assert (cache_folder() / f"{kind}_{fingerprint(a)}.o").exists()
+    # Another process reads them without tracing: neither torch.fx's tracer nor sympy is imported; nor is, for a field,
+    # numba, which takes a second.
     code = (
-        "import sys, torch; from chnn.systems import ChainPendulum as S; s = S(2); "
+        "import sys, torch; from chnn.systems import ChainPendulum as S; s = S(2); z = s.sample(9); "
+        "assert (s.compiled_field()(z) - s.field(z)).abs().max() < 1e-10; assert 'numba' not in sys.modules; "
         "s.simulate(s.sample(1), torch.tensor([0.0, 0.1])); assert 'sympy' not in sys.modules, 'traced again'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

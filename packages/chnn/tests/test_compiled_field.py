@@ -4,10 +4,7 @@ wanted."""
 from __future__ import annotations
 
 import copy
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +13,7 @@ import pytest
 import torch
 from chnn.mechanics import Assembly
 from chnn.simulation.compiled_field import CompiledField
-from chnn.simulation.kernels import cache_folder, fingerprint
+from chnn.simulation.kernels import fingerprint
 from chnn.systems import CartPole, ChainPendulum, Gyroscope, Rope, System
 from chnn.systems.names import SYSTEMS
 from lie.run import UserError
@@ -251,20 +248,9 @@ def test_a_system_that_computes_otherwise_has_a_kernel_of_its_own():
     assert not torch.allclose(plain.field(z), pushed.field(z))
 
 
-def test_it_can_be_copied_sent_and_found_on_disk(tmp_path):
+def test_it_can_be_copied_and_sent():
     system = ChainPendulum(2)
     fast = system.compiled_field()
     z = states(system, "field", 9)
     for other in (copy.copy(fast), copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
         assert torch.equal(other(z), fast(z))
-    assert (cache_folder() / f"field_{fingerprint(system)}.o").exists()
-    # Another process traces nothing, and imports neither the tracer's sympy nor numba.
-    torch.save(z, tmp_path / "z.pt")
-    code = (
-        "import sys, torch; from chnn.systems import ChainPendulum as S; s = S(2); z = torch.load(sys.argv[1]); "
-        "f = s.compiled_field(); assert (f(z) - s.field(z)).abs().max() < 1e-10; "
-        "assert not {'sympy', 'numba'} & set(sys.modules), 'imported'"
-    )
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "z.pt")], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )

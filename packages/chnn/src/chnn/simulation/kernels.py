@@ -40,12 +40,14 @@ _FUNCTIONS = {"kernel": STEP, "tangent": STEP, "rattle": MARCH, "field": ROWS, "
 _OWN = ("field", "momentum_field", "force", "potential", "parts")  # what of a system a kernel is made from
 _loaded: dict[tuple[str, str], Code] = {}
 # Beside the systems, not in them: they are copied and saved without.
-_of_systems: WeakKeyDictionary[Any, dict[str, Code | Untraceable]] = WeakKeyDictionary()
+_of_systems: WeakKeyDictionary[Any, dict[str, tuple[Any, Code | Untraceable]]] = WeakKeyDictionary()
 _log = getLogger(__name__)
 
 
 def kernel_of(system: Any, kind: str = "kernel") -> Code:
     """The machine code of a system, from the cache folder where it is known.
+
+    The numbers of a potential or surface that is a module are those it has now; others must not change.
 
     Args:
         system: the system.
@@ -55,16 +57,26 @@ def kernel_of(system: Any, kind: str = "kernel") -> Code:
     Raises:
         Untraceable: if the system has a force that has no compiled form.
     """
-    own = _of_systems.setdefault(system, {})
-    if kind not in own:
+    own, learnt = _of_systems.setdefault(system, {}), _learnt(system)
+    if kind not in own or own[kind][0] != learnt:
         try:
-            own[kind] = _load(system, kind)
+            own[kind] = learnt, _load(system, kind)
         except Untraceable as error:
-            own[kind] = error
-    known = own[kind]
+            own[kind] = learnt, error
+    known = own[kind][1]
     if isinstance(known, Untraceable):
         raise known
     return known
+
+
+def _learnt(system: Any) -> tuple[tuple[int, int], ...]:
+    """Which tensors the modules among a system's functions have, and how often each was changed in place."""
+    every = system.description
+    functions = [f for f, _ in every.constraints.surfaces]
+    functions += [force.function for force in every.forces if isinstance(force, Potential)]
+    modules = [function for function in functions if isinstance(function, torch.nn.Module)]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
 
 
 def _load(system: Any, kind: str) -> Code:
