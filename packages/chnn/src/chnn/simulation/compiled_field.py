@@ -2,8 +2,8 @@
 
 Torch's field of a hundred states costs the dispatch of its operations and the factors of a hundred small matrices, one
 after the other. The same arithmetic as one function on rows of states (`chnn.simulation.row_code`), eight or sixteen
-side by side, took 13 to 16 us for pendulums and the gyroscope on a busy core on which one addition by torch took 2.3 to
-3.7 us and the torch fields 250 to 430 us; ``nox -s "bench(chnn)" -- -k field`` measures it.
+side by side, took 9 to 15 us for pendulums and the gyroscope on a core, shared with others, on which one addition by
+torch took 2 us and the torch fields 166 to 492 us; ``nox -s "bench(chnn)" -- -k field`` measures it.
 """
 
 from __future__ import annotations
