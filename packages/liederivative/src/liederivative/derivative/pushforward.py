@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from liederivative.derivative.dual import DualMode
+from liederivative.derivative.forward_mode import LeanForwardMode
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,8 @@ def _push(
     for chunk in zip(*(tangent.split(tangents_per_pass) for tangent in tangents), strict=True):
         single = len(chunk[0]) == 1  # without the overhead of vmap
         velocity = [tangent[0] for tangent in chunk] if single else list(chunk)
-        first_value, derivative = jvp_along(lambda parts: f(*parts), points, velocity)
+        with LeanForwardMode():
+            first_value, derivative = jvp_along(lambda parts: f(*parts), points, velocity)
         derivatives.append(derivative[None] if single else derivative)
         value = first_value if value is None else value
     assert value is not None
