@@ -174,6 +174,8 @@ class Plan:
                 self.begins[step.row] = index
             elif any(place is not None and place.slot in self._needs for place in step.targets):
                 self._follow(index, step)
+        self._buffers: dict[int, Tensor] = {}
+        """memory with a free row, for the term that begins in the next step"""
         self._calls: dict[int, Call] = {}
         for index, step in enumerate(steps):
             if step.call is not None and any(t is not None and t.slot in self._needs for t in step.targets):
@@ -248,11 +250,12 @@ class Plan:
         target = step.targets[0] if step.targets else None
         if step.term is not None:
             assert target is not None
+            buffer = self._buffers.pop(index, None)
             if step.row in rows and target.slot in self._needs:
                 region = self._needs[target.slot]
                 term, value = (x if region is None else region.of(x) for x in (step.term, target.root))
                 if region is None or bool(term.any()):
-                    _add_row(live.setdefault(target.slot, Dual(value)), step.row, term)
+                    _add_row(live.setdefault(target.slot, Dual(value)), step.row, term, buffer)
             return
         if step.source is not None:
             source = step.source.dual(live)
@@ -274,16 +277,24 @@ class Plan:
             assert dual is not None
             mode.write(dual, step.name, call)
             return
+        behind = self.steps[index + 1] if index + 1 < len(self.steps) else step
+        if behind.term is not None and behind.row in rows and _slot(behind) == _slot(step):
+            call.spare = 1
         wrapped = wrap(call.out, mode.tangents_of(step.name, call), call.rows)
+        if call.spare and call.buffer is not None:
+            self._buffers[index + 1] = call.buffer
         for place, dual in zip(step.targets, wrapped if isinstance(wrapped, list | tuple) else [wrapped], strict=True):
             if place is not None and isinstance(dual, Dual) and place.slot in self._needs:
                 live[place.slot] = dual
 
 
-def _add_row(dual: Dual, row: int, term: Tensor) -> None:
+def _add_row(dual: Dual, row: int, term: Tensor, buffer: Tensor | None) -> None:
     tangents, rows = dual.tangents, dual.rows
     if tangents is None:
         dual.set_tangents(term[None], (row,))
+    elif buffer is not None and row > rows[-1] and _begins_with(buffer, tangents):
+        buffer[len(rows)] = term
+        dual.set_tangents(buffer, (*rows, row))
     elif row in rows:
         whole = tangents.clone()
         whole[rows.index(row)] += term
@@ -292,6 +303,18 @@ def _add_row(dual: Dual, row: int, term: Tensor) -> None:
         new_rows = tuple(sorted((*rows, row)))
         at = new_rows.index(row)
         dual.set_tangents(torch.cat([tangents[:at], term[None], tangents[at:]]), new_rows)
+
+
+def _begins_with(buffer: Tensor, tangents: Tensor) -> bool:
+    """Whether ``tangents`` are the first rows of ``buffer``, all but one."""
+    first = buffer[:-1]
+    same = first.shape == tangents.shape and first.stride() == tangents.stride()
+    return same and first.data_ptr() == tangents.data_ptr()
+
+
+def _slot(step: Step) -> int:
+    place = step.targets[0] if step.targets else None
+    return -1 if place is None else place.slot
 
 
 def _live(a: Any, live: dict[int, Dual], moving: list[Dual]) -> Any:

@@ -27,6 +27,9 @@ class Call:
     ) -> None:
         self.func, self.raw, self.raw_kwargs = func, raw, raw_kwargs
         self.args, self.kwargs, self.out, self.rows = args, kwargs, out, rows
+        self.spare = 0
+        """rows of memory that `empty` keeps free behind the tangents, for terms that begin there"""
+        self.buffer: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -36,13 +39,17 @@ class Call:
     def empty(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> Tensor:
         """Fresh memory for the tangents of an output of ``shape``."""
         like = self.out if isinstance(self.out, Tensor) else self.out[0]
-        return like.new_empty((self.count, *shape), dtype=dtype or like.dtype)
+        self.buffer = buffer = like.new_empty((self.count + self.spare, *shape), dtype=dtype or like.dtype)
+        return buffer[: self.count]
 
     def empty_like(self, value: Tensor) -> Tensor:
         """Fresh memory for the tangents of ``value``, each in its memory order: what is a view of it is one of them."""
         order = sorted(range(value.ndim), key=lambda dim: -value.stride(dim))
         back = [0, *(order.index(dim) + 1 for dim in range(value.ndim))]
-        return self.empty([value.shape[dim] for dim in order], value.dtype).permute(back)
+        tangents = self.empty([value.shape[dim] for dim in order], value.dtype).permute(back)
+        assert self.buffer is not None
+        self.buffer = self.buffer.permute(back)
+        return tangents
 
     def get(self, index: int, default: Any = None, name: str = "") -> Any:
         """The argument at ``index``, or of ``name``, as a plain value."""

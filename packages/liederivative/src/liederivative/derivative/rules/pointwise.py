@@ -19,13 +19,15 @@ UNARY = (
 )  # fmt: skip
 
 
-def _times(tangents: Tensor, slope: Tensor, owned: bool) -> Tensor:
+def _times(call: Call, tangents: Tensor, slope: Tensor, owned: bool) -> Tensor:
+    if call.spare and tangents.shape[1:] == slope.shape:
+        return torch.mul(tangents, slope, out=call.empty(slope.shape))
     return tangents.mul_(slope) if owned else tangents * slope
 
 
 def _relu(call: Call) -> Tensor | None:
     tangents, owned = call.take(0)
-    return None if tangents is None else _times(tangents, (call.out > 0).to(call.out.dtype), owned)
+    return None if tangents is None else _times(call, tangents, (call.out > 0).to(call.out.dtype), owned)
 
 
 def slope_of(call: Call, index: int) -> Tensor:
@@ -63,7 +65,7 @@ def _unary(name: str) -> Any:
         if tangents is None:
             return NotImplemented
         slope = _BY_BACKWARD[name](call, torch.ones_like(call.args[0])) if name in _BY_BACKWARD else slope_of(call, 0)
-        return _times(tangents, slope, owned)
+        return _times(call, tangents, slope, owned)
 
     return rule
 
