@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -214,3 +215,95 @@ def test_a_system_of_ones_own_in_a_few_lines():
     rest = system.rest()
     assert system.field(rest)[1].abs().max() < 1e-4  # the search ends where the energy is flat to rounding
     assert float(rest[0, bob.body.first, 2]) == pytest.approx(-1.5, abs=1e-6)
+
+
+def spring_of(k: torch.Tensor | float) -> System:
+    """A point of 1 kg in the plane with the potential k x^2 along the first axis: x'' = -2 k x."""
+    world = Assembly(2)
+    world.point("bob", 1.0)
+    world.potential(lambda x: k * x[..., 0, 0] ** 2)
+    return System(world.build("spring"))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"backend": "torch"}, {"dense": True}, {"method": "rattle4", "dt": 1e-3}], ids=str
+)
+def test_gradients_by_a_parameter_of_a_potential(options):
+    """From rest at 1 it is at cos(sqrt(2 k) t), whose derivative by k is -t sin(sqrt(2 k) t) / sqrt(2 k)."""
+    k = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    z0 = torch.zeros(1, 2, 1, 2, dtype=torch.float64)
+    z0[0, 0, 0, 0] = 1.0
+    z = spring_of(k).simulate(z0, torch.tensor([0.0, 0.5, 1.5], dtype=torch.float64), 1e-11, **options)
+    (gradient,) = torch.autograd.grad(z[0, -1, 0, 0, 0], k)
+    w = math.sqrt(1.4)
+    # RATTLE of order 4: (w dt)^4 times its large constant; the others: the tolerance.
+    assert float(gradient) == pytest.approx(-1.5 * math.sin(1.5 * w) / w, abs=1e-8)
+
+
+def test_a_parameter_that_was_changed_is_not_that_of_old_code():
+    """Without gradients too: after a step of an optimiser the motion is that of the new parameter."""
+    k = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    system, t = spring_of(k), torch.tensor([0.0, 1.0], dtype=torch.float64)
+    z0 = torch.ones(1, 2, 1, 2, dtype=torch.float64)
+    with torch.no_grad():
+        system.simulate(z0, t)
+        k.mul_(2.0)
+        z = system.simulate(z0, t)
+        torch.testing.assert_close(z, spring_of(1.4).simulate(z0, t), rtol=0, atol=1e-8)  # rtol of a step is 1e-7
+    assert not z.requires_grad
+    with torch.inference_mode():
+        assert torch.equal(system.simulate(z0, t), z)
+        with pytest.raises(UserError, match="a tensor that requires gradients may change; use backend='torch'"):
+            system.simulate(z0, t, backend="numba")
+    with pytest.raises(UserError, match="it gives no gradients; use backend='torch'"):
+        system.simulate(z0, t, backend="numba")
+
+
+def test_gradients_by_a_parameter_of_a_force_from_outside():
+    """x'' = a from rest: a t^2 / 2."""
+    a = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    world = Assembly(2)
+    world.point("bob", 1.0)
+    system = System(world.build("free"))
+    t = torch.tensor([0.0, 2.0], dtype=torch.float64)
+    z = system.simulate(torch.zeros(3, 2, 1, 2, dtype=torch.float64), t,
+                        external=lambda t, x, v: a * torch.ones_like(x))  # fmt: skip
+    (gradient,) = torch.autograd.grad(z[0, -1, 0, 0, 0], a)
+    assert float(gradient) == pytest.approx(2.0, abs=1e-12)
+
+
+def test_gradients_by_masses_and_moments():
+    """By `with_inertia`, gravity included: against differences of systems that are made anew."""
+    start, t = ChainPendulum(2), torch.tensor([0.0, 0.7], dtype=torch.float64)
+    z0 = start.sample(2, generator=generator())
+
+    def end(masses: list[float]) -> torch.Tensor:
+        return ChainPendulum(2, masses=masses).simulate(z0, t, 1e-12)[:, -1].sum()
+
+    inertia = start.description.inertia.clone().requires_grad_()
+    system = System(start.description.with_inertia(inertia))
+    (gradient,) = torch.autograd.grad(system.simulate(z0, t, 1e-11)[:, -1].sum(), inertia)
+    h = 1e-4
+    for row in range(2):
+        a, b = ([1.0 + s * h * (i == row) for i in range(2)] for s in (1, -1))
+        # Truncation h^2 and the tolerance over h.
+        assert float(gradient[row]) == pytest.approx(float((end(a) - end(b)) / (2 * h)), abs=1e-6)
+
+
+LEARNT: Any = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ChainPendulum(2, masses=(1.0, LEARNT)), lambda: ChainPendulum(1, lengths=LEARNT.reshape(1)),
+        lambda: Gyroscope(mass=LEARNT), lambda: Rotor(moments=(LEARNT, 1.0, 1.0)), lambda: CartPole(pole_mass=LEARNT),
+        lambda: CoupledPendulum(spring_constant=LEARNT), lambda: FourBar(crank=LEARNT), lambda: Bead(mass=LEARNT),
+        lambda: Assembly(2).point("bob", LEARNT), lambda: Assembly(2).gravity(LEARNT),
+        lambda: Assembly(2).damping(LEARNT), lambda: Assembly(3).body("b", 3, ball(LEARNT, 1.0)),
+        lambda: Assembly(2).point("bob", 1.0, position=(0.0, LEARNT)),
+    ],
+)  # fmt: skip
+def test_no_gradient_is_lost_without_a_word(make):
+    with pytest.raises(UserError, match=r"requires gradients, and its gradient would be lost.*with_inertia"):
+        make()

@@ -27,6 +27,8 @@ from chnn.mechanics.bodies import (
     inertia_factors,
     inverse_mass_matrix,
     mass_matrix,
+    number,
+    refuse_learnt,
 )
 from chnn.mechanics.constraints import Constraints, Surface
 from chnn.mechanics.description import Description, Drawing
@@ -144,7 +146,7 @@ class Assembly:
 
     def point(self, name: str, mass: float, *, position: Vector | None = None) -> BodyHandle:
         """Add a point mass."""
-        return self.body(name, 0, Inertia(_number(mass, f"the mass of '{name}'")), position=position)
+        return self.body(name, 0, Inertia(number(mass, f"the mass of '{name}'")), position=position)
 
     # --- constraints ---
 
@@ -270,6 +272,7 @@ class Assembly:
 
     def gravity(self, acceleration: float | Vector = GRAVITY) -> None:
         """Uniform gravity: a number along the negative last axis, or a vector, m/s^2."""
+        refuse_learnt(acceleration, "gravity")
         if isinstance(acceleration, (int, float)):
             down = np.zeros(self.dim)
             down[-1] = -acceleration
@@ -281,6 +284,7 @@ class Assembly:
         self, a: Place | BodyHandle, b: Place | BodyHandle | Vector, stiffness: float, rest: float = 0.0
     ) -> None:
         """A linear spring between two points, or from a point to a fixed place, with a rest length."""
+        stiffness, rest = number(stiffness, "the stiffness of a spring"), number(rest, "the rest length of a spring")
         if not (0.0 <= stiffness < float("inf") and 0.0 <= rest < float("inf")):
             raise UserError(
                 f"expected a spring with stiffness and rest length of at least 0, got {stiffness} and {rest}"
@@ -290,30 +294,30 @@ class Assembly:
             span = self._place(b) - a
             if not any(weight for _, weight in span.weights):
                 raise UserError(f"a spring joins {a.label} to itself; join different points")
-            self._springs.append((span, np.zeros(self.dim), float(stiffness), float(rest)))
+            self._springs.append((span, np.zeros(self.dim), stiffness, rest))
         else:
-            self._springs.append(
-                (a, self._vector(b, f"the end of a spring of {a.label}"), float(stiffness), float(rest))
-            )
+            self._springs.append((a, self._vector(b, f"the end of a spring of {a.label}"), stiffness, rest))
         self._draw_rod(a, b, self._coils)
 
     def damping(
         self, coefficient: float, a: Place | BodyHandle | None = None, b: Place | BodyHandle | None = None
     ) -> None:
         """Rayleigh damping, N s/m: of the velocity of ``a``, of ``a`` relative to ``b``, or of every body's origin."""
+        coefficient = number(coefficient, "a damping coefficient")
         if not 0.0 <= coefficient < float("inf"):
             raise UserError(f"expected a damping coefficient of at least 0, got {coefficient}")
         if a is None:
             for body in self._bodies:
-                self._dampers.append((BodyHandle(body, self._mark).at(), float(coefficient)))
+                self._dampers.append((BodyHandle(body, self._mark).at(), coefficient))
         else:
-            self._dampers.append((self._place(a) if b is None else self._place(a) - self._place(b), float(coefficient)))
+            self._dampers.append((self._place(a) if b is None else self._place(a) - self._place(b), coefficient))
 
     def rotational_damping(self, coefficient: float, a: BodyHandle, b: BodyHandle | None = None) -> None:
         """The torque ``-coefficient omega``, N m s/rad, on the turning of ``a`` against ``b``, or in space.
 
         Both need as many axes as space has dimensions.
         """
+        coefficient = number(coefficient, "a damping coefficient")
         if not 0.0 <= coefficient < float("inf"):
             raise UserError(f"expected a damping coefficient of at least 0, got {coefficient}")
         d = self.dim
@@ -343,6 +347,7 @@ class Assembly:
             zero, quarter: unit directions at right angles to the axis and to one another, in the other body or fixed.
             stiffness, rest: of the spring.
         """
+        stiffness, rest = number(stiffness, "a torsion spring's stiffness"), number(rest, "a torsion spring's rest")
         if not (0.0 <= stiffness < float("inf") and np.isfinite(rest)):
             raise UserError(f"expected a torsion spring with stiffness of at least 0 and a finite rest angle, got "
                             f"{stiffness} and {rest}")  # fmt: skip
@@ -370,6 +375,9 @@ class Assembly:
         positions: Rows, moments: Rows, *, published_sign: bool = False,
     ) -> None:  # fmt: skip
         """A dipole carried at a point along ``axis - axis_origin``, in the field of fixed dipoles."""
+        strength = number(strength, "the strength of a magnet")
+        for each in (positions, moments):
+            refuse_learnt(each, "the places and moments of magnets")
         rows = [np.asarray(each, dtype=float) for each in (positions, moments)]
         if rows[0].shape != rows[1].shape or rows[0].ndim != 2 or rows[0].shape[1] != self.dim:
             raise UserError(f"expected magnets of shapes (F, {self.dim}), got {rows[0].shape} and {rows[1].shape}")
@@ -380,7 +388,7 @@ class Assembly:
         def make(n: int) -> Dipoles:
             tensors = [combined(dict(carried.weights), n)[None], np.zeros((1, self.dim)),
                        combined(dict(axis.weights), n)[None], origin[None],
-                       np.array([float(strength)]), *rows]  # fmt: skip
+                       np.array([strength]), *rows]  # fmt: skip
             A, b, axis_A, axis_b, size, places, fixed = (torch.as_tensor(each) for each in tensors)  # noqa: N806
             return Dipoles(A, b, axis_A, axis_b, size, places, fixed, published_sign)
 
@@ -492,6 +500,7 @@ class Assembly:
         self._joints.append((label, place, offset))
 
     def _vector(self, value: Vector, what: str) -> np.ndarray:
+        refuse_learnt(value, what)
         try:
             vector = np.asarray(value, dtype=float)
         except (TypeError, ValueError):
@@ -501,7 +510,7 @@ class Assembly:
         return vector
 
     def _length(self, length: float, label: str) -> float:
-        length = _number(length, f"the length of the {label}")
+        length = number(length, f"the length of the {label}")
         if not 0.0 < length < float("inf"):
             raise UserError(f"expected a positive finite length for the {label}, got {length:g}")
         return length
@@ -552,14 +561,6 @@ class Assembly:
         self, a: Place | BodyHandle | Vector, b: Place | BodyHandle | Vector, into: list | None = None
     ) -> None:
         (self._rods if into is None else into).append((self._end(a), self._end(b)))
-
-
-def _number(value: float, what: str) -> float:
-    """A plain number."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise UserError(f"expected a number for {what}, got {value!r}") from None
 
 
 def _sum(a: Place, b: Place, sign: float = 1.0) -> tuple[tuple[int, float], ...]:

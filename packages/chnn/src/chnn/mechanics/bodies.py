@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,14 +73,43 @@ class Body:
         return [(i, j, 1.0 if i == self.first else 2.0**0.5) for i, j in combinations(self.points, 2)]
 
 
+def number(value: float, what: str) -> float:
+    """A plain number.
+
+    Raises:
+        UserError: for what is none, and for a tensor that requires gradients, whose gradient would be lost.
+    """
+    refuse_learnt(value, what)
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(f"expected a number for {what}, got {value!r}") from None
+
+
+def refuse_learnt(value: Any, what: str) -> None:
+    """An error for a tensor that requires gradients, or numbers with one among them: they become plain numbers."""
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            refuse_learnt(each, what)
+    elif isinstance(value, Tensor) and value.requires_grad:
+        raise UserError(
+            f"expected plain numbers for {what}, got a tensor that requires gradients, and its gradient would be lost; "
+            "pass x.detach(). Differentiable are masses and moments, by "
+            "System(description.with_inertia(inertia)), and what a potential(...) or an external force uses"
+        )
+
+
 def check_inertia(name: str, dim: int, inertia: Inertia) -> tuple[np.ndarray, np.ndarray]:
     """The centre (k,) and second moments (k, k) of a body, checked.
 
     Raises:
         UserError: for a mass or a moment matrix that is not positive, or of another size; names the body.
     """
-    if not 0.0 < inertia.mass < float("inf"):
-        raise UserError(f"expected a positive finite mass, got {inertia.mass:g} for body '{name}'")
+    mass = number(inertia.mass, f"the mass of body '{name}'")
+    for each, what in ((inertia.moments, "the second moments"), (inertia.centre, "the centre")):
+        refuse_learnt(each, f"{what} of body '{name}'")
+    if not 0.0 < mass < float("inf"):
+        raise UserError(f"expected a positive finite mass, got {mass:g} for body '{name}'")
     moments = np.asarray(inertia.moments, dtype=float)
     if moments.shape == (dim,):
         moments = np.diag(moments)

@@ -30,6 +30,8 @@ from jaxtyping import Float
 from lie.run import UserError
 from torch import Tensor
 
+from chnn.mechanics.bodies import refuse_learnt
+
 Surface = Callable[[Tensor], Tensor]
 """A function of points (..., d) -> (...) whose zeros are a surface; arithmetic on its last axis and torch functions."""
 
@@ -232,6 +234,7 @@ def positive(name: str, values: Sequence[float] | None, count: int, default: flo
     """
     if values is None:
         return torch.full((count,), default, dtype=torch.float64)
+    refuse_learnt(values, name)
     numbers = torch.as_tensor(values, dtype=torch.float64)
     if numbers.shape != (count,):
         raise UserError(f"expected {count} {name}, one a body, got {numbers.numel()}")

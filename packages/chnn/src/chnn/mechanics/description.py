@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chnn.mechanics.bodies import Body, inverse_mass_matrix, mass_matrix
 from chnn.mechanics.constraints import Constraints, Metric
-from chnn.mechanics.forces import Force
+from chnn.mechanics.forces import Force, Gravity
 
 PointMap = tuple[tuple[int, float], ...]
 """An affine combination of points: pairs of an index and a weight."""
@@ -96,5 +96,11 @@ class Description:
         raise UserError(f"{self.name} has no body '{name}'; it has {', '.join(body.name for body in self.bodies)}")
 
     def with_inertia(self, inertia: Float[Tensor, " n"]) -> Description:
-        """The same system with other masses and moments; gravity keeps the weights it had."""
-        return replace(self, inertia=torch.as_tensor(inertia, dtype=torch.float64))
+        """The same system with other masses and moments, and the weights that go with them.
+
+        Differentiable: a simulation of ``System(description.with_inertia(inertia))`` has a gradient by ``inertia``.
+        """
+        inertia = torch.as_tensor(inertia, dtype=torch.float64)
+        weights = mass_matrix(self.inertia_factor, inertia).sum(1)
+        forces = tuple(replace(each, weights=weights) if isinstance(each, Gravity) else each for each in self.forces)
+        return replace(self, inertia=inertia, forces=forces)

@@ -33,7 +33,8 @@ def simulate_torch(
 ) -> Float[Tensor, "B T 2 n d"]:
     """Trajectories of ``system`` (`chnn.systems.System`), each sample with steps of its own.
 
-    With ``dense`` outputs lie within steps that they do not shorten, and times may be (B, T), a row for each sample.
+    Gradients are recorded where autograd is on. With ``dense`` outputs lie within steps that they do not shorten, and
+    times may be (B, T), a row for each sample.
 
     Raises:
         IntegrationError: names samples and time; its ``reached`` is (B, T, 2, n, d), NaN from where a sample stopped.
@@ -55,11 +56,10 @@ def simulate_torch(
 
     project = onto if constraints.num_constraints else None
     try:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and z0.requires_grad):
-            if dense:
-                return integrate_dense(field, z0, torch.atleast_2d(t), rtol=rtol, atol=atol, project=project,
-                                       max_steps=max_steps)  # fmt: skip
-            z = dop853(field, z0, t, rtol=rtol, atol=atol, project=project, max_steps=max_steps)
+        if dense:
+            return integrate_dense(field, z0, torch.atleast_2d(t), rtol=rtol, atol=atol, project=project,
+                                   max_steps=max_steps)  # fmt: skip
+        z = dop853(field, z0, t, rtol=rtol, atol=atol, project=project, max_steps=max_steps)
     except IntegrationError as error:
         if error.reached is not None and not dense:
             error.reached = error.reached.reshape(len(t), *z0.shape).transpose(0, 1)

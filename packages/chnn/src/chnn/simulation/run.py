@@ -55,8 +55,15 @@ def simulate(
         raise UserError("method 'dop853' finds its own steps and takes no dt; give rtol, or method='rattle'")
     if len(t) == 1:
         return z0.unsqueeze(1)
-    wants_gradient = torch.is_grad_enabled() and z0.requires_grad
-    reason = "it gives no gradients" if wants_gradient else "it takes no external force" if external is not None else ""
+    learnt = _is_learnt(system, z0, t, external)
+    wants_gradient = torch.is_grad_enabled() and (z0.requires_grad or learnt)
+    reason = ""
+    if wants_gradient:
+        reason = "it gives no gradients"
+    elif external is not None:
+        reason = "it takes no external force"
+    elif learnt:
+        reason = "it keeps the numbers it was made with, and here a tensor that requires gradients may change"
     if backend == "numba" and reason:
         raise UserError(f"backend 'numba' cannot simulate this: {reason}; use backend='torch'")
     if backend != "torch" and not reason and (backend == "numba" or z0.device.type == "cpu"):
@@ -75,10 +82,17 @@ def simulate(
                     f"backend 'numba' cannot simulate {system.name}: {error}; use backend='torch'"
                 ) from None
             _log.info("%s is simulated by torch: %s", system.name, error)
-    if fixed:
-        assert dt is not None
-        with torch.set_grad_enabled(wants_gradient):
+    with torch.set_grad_enabled(wants_gradient):
+        if fixed:
+            assert dt is not None
             return simulate_rattle(system, z0, t, method=method, dt=dt, progress=progress)
-    return simulate_torch(
-        system, z0, t, rtol=rtol, atol=atol, dense=dense, external=external, max_steps=max_steps, progress=progress
-    )
+        return simulate_torch(
+            system, z0, t, rtol=rtol, atol=atol, dense=dense, external=external, max_steps=max_steps, progress=progress
+        )
+
+
+def _is_learnt(system: Any, z0: Tensor, t: Tensor, external: Callable[[Tensor, Tensor, Tensor], Tensor] | None) -> bool:
+    """Whether the motion depends on a tensor that requires gradients: a parameter of a force, masses."""
+    with torch.inference_mode(False), torch.enable_grad():
+        z, now = z0.detach().clone(), t[:1].clone().expand(len(z0)).reshape(-1, *[1] * (z0.ndim - 2))
+        return system.field(z, now, external).requires_grad

@@ -11,6 +11,7 @@ from lie.run import UserError, unknown_name
 from torch import Tensor
 
 from chnn.mechanics import GRAVITY, Assembly
+from chnn.mechanics.bodies import number
 from chnn.systems.base import System, check_count
 
 
@@ -69,7 +70,7 @@ class Bead(System):
         else:
             function, near, self.surface = surface, start, getattr(surface, "__name__", "surface")
         world = Assembly(3)
-        bead = world.point("bead", float(mass), position=start or near)
+        bead = world.point("bead", number(mass, "mass"), position=start or near)
         world.on_surface(bead, function)
         world.gravity()
         super().__init__(world.build(self.name))

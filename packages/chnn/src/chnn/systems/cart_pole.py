@@ -11,6 +11,7 @@ from lie.run import UserError
 from torch import Tensor
 
 from chnn.mechanics import GRAVITY, Assembly, rod
+from chnn.mechanics.bodies import number
 from chnn.systems.base import External, System, check_count
 
 
@@ -33,13 +34,15 @@ class CartPole(System):
     def __init__(
         self, cart_mass: float = 1.0, pole_mass: float = 0.1, pole_length: float = 1.0, damping: float = 0.0
     ) -> None:
+        pole_length, damping = number(pole_length, "pole_length"), number(damping, "damping")
+        cart_mass, pole_mass = number(cart_mass, "cart_mass"), number(pole_mass, "pole_mass")
         if not 0.0 < pole_length < float("inf"):
             raise UserError(f"expected a positive finite pole_length, got {pole_length}")
-        self.pole_length, self.damping = float(pole_length), float(damping)
+        self.pole_length, self.damping = pole_length, damping
         half = 0.5 * self.pole_length
         world = Assembly(2)
-        cart = world.point("cart", float(cart_mass))
-        pole = world.body("pole", 1, rod(float(pole_mass), self.pole_length), position=(0.0, -half), axes=[[0.0, -1.0]])
+        cart = world.point("cart", cart_mass)
+        pole = world.body("pole", 1, rod(pole_mass, self.pole_length), position=(0.0, -half), axes=[[0.0, -1.0]])
         world.on_line(cart, (0.0, 0.0), (1.0, 0.0))
         world.ball_joint(cart, pole.at(-half))
         world.draw_rod(cart, pole.at(half))

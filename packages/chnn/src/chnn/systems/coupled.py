@@ -11,6 +11,7 @@ from lie.run import UserError
 from torch import Tensor
 
 from chnn.mechanics import GRAVITY, Assembly
+from chnn.mechanics.bodies import number
 from chnn.mechanics.constraints import positive
 from chnn.systems.base import check_count
 from chnn.systems.spherical import SphericalSystem
@@ -39,9 +40,10 @@ class CoupledPendulum(SphericalSystem):
         spring_constant: float = 10.0,
     ) -> None:
         check_count(bobs, "bob")
+        spring_constant = number(spring_constant, "spring_constant")
         if not 0.0 <= spring_constant < float("inf"):
             raise UserError(f"expected a spring constant of at least 0, got {spring_constant}")
-        self.bobs, self.spring_constant = bobs, float(spring_constant)
+        self.bobs, self.spring_constant = bobs, spring_constant
         mass = positive("masses", masses, bobs).tolist()
         self.lengths = positive("lengths", lengths, bobs)
         self.anchors = torch.zeros(bobs, 3, dtype=torch.float64)

@@ -10,6 +10,7 @@ from lie.run import UserError
 from torch import Tensor
 
 from chnn.mechanics import GRAVITY, Assembly, rod
+from chnn.mechanics.bodies import number
 from chnn.systems.base import System, check_count
 
 
@@ -31,7 +32,7 @@ class FourBar(System):
     ) -> None:
         for what, value in {"crank": crank, "coupler": coupler, "rocker": rocker, "ground": ground,
                             "density": density}.items():  # fmt: skip
-            if not 0.0 < value < float("inf"):
+            if not 0.0 < number(value, what) < float("inf"):
                 raise UserError(f"expected a positive finite {what}, got {value}")
         self.bars, self.ground, self.density = (
             (float(crank), float(coupler), float(rocker)),

@@ -11,6 +11,7 @@ from lie.run import UserError
 from torch import Tensor
 
 from chnn.mechanics import GRAVITY, Assembly
+from chnn.mechanics.bodies import number
 from chnn.systems.base import check_count
 from chnn.systems.spherical import SphericalSystem
 
@@ -43,7 +44,7 @@ class MagnetPendulum(SphericalSystem):
         check_count(magnets, "magnet", least=0)
         if not math.isfinite(dipole):
             raise UserError(f"expected a finite dipole, got {dipole}")
-        self.mass, self.length, self.dipole = float(mass), float(length), float(dipole)
+        self.mass, self.length, self.dipole = number(mass, "mass"), number(length, "length"), number(dipole, "dipole")
         self.magnets, self.published_sign = magnets, bool(published_sign)
         world = Assembly(3)
         bob = world.point("bob", self.mass, position=(0.0, 0.0, -self.length))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from chnn.mechanics import GRAVITY, Assembly, Inertia
+from chnn.mechanics.bodies import number
 from chnn.systems.base import System, check_count
 from chnn.systems.coordinates import euler_matrix, rotation_matrix, rotation_vector
 from chnn.systems.shapes import lathe, racket
@@ -76,12 +77,15 @@ class Gyroscope(_OneBody):
         moments: Sequence[float] = (0.0241378386118703, 0.0241378380645191, 0.0036941541417862),
         pivot: Sequence[float] = (3.2950670281021321e-08, 3.2558068663074598e-08, -0.22172853817099086),
     ) -> None:
-        self.moments, self.pivot = tuple(map(float, moments)), tuple(map(float, pivot))
+        self.moments, self.pivot = (
+            tuple(number(each, "moments") for each in moments),
+            tuple(number(each, "pivot") for each in pivot),
+        )
         world = Assembly(3)
         # Hanging: the centre below the pivot, the body turned by half a turn about its first axis.
         axes = ((1.0, 0.0, 0.0), (0.0, -1.0, 0.0), (0.0, 0.0, -1.0))
         centre = [-sum(p * axis[k] for p, axis in zip(self.pivot, axes, strict=False)) for k in range(3)]
-        body = world.body("gyroscope", 3, Inertia(float(mass), self.moments), position=centre, axes=axes)
+        body = world.body("gyroscope", 3, Inertia(number(mass, "mass"), self.moments), position=centre, axes=axes)
         world.pin(body.at(*self.pivot), (0.0, 0.0, 0.0))
         world.gravity()
         height = abs(self.pivot[2]) or 0.2
@@ -137,9 +141,9 @@ class Rotor(_OneBody):
         mass: float = 0.1,
         moments: Sequence[float] = (0.0002985134262529, 0.0099063365236186, 0.0021108513379997),
     ) -> None:
-        self.moments = tuple(map(float, moments))
+        self.moments = tuple(number(each, "moments") for each in moments)
         world = Assembly(3)
-        body = world.body("rotor", 3, Inertia(float(mass), self.moments))
+        body = world.body("rotor", 3, Inertia(number(mass, "mass"), self.moments))
         world.draw_mesh(body, *racket())
         super().__init__(world.build(self.name, check=False))
 

@@ -10,6 +10,7 @@ from lie.run import UserError
 from torch import Tensor
 
 from chnn.mechanics import GRAVITY, Assembly
+from chnn.mechanics.bodies import number
 from chnn.systems.base import System, check_count
 
 
@@ -30,9 +31,10 @@ class Rope(System):
 
     def __init__(self, links: int = 50, mass: float = 1.0, length: float = 2.0, damping: float = 0.0) -> None:
         check_count(links, "link")
+        mass, length, damping = number(mass, "mass"), number(length, "length"), number(damping, "damping")
         if not (0.0 < mass < float("inf") and 0.0 < length < float("inf")):
             raise UserError(f"expected a positive finite mass and length, got {mass} and {length}")
-        self.links, self.mass, self.length, self.damping = links, float(mass), float(length), float(damping)
+        self.links, self.mass, self.length, self.damping = links, mass, length, damping
         world = Assembly(3)
         step = length / links
         before = None
