@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from chnn.analysis import conservation, coordinate, lyapunov, poincare
+from chnn.analysis import Conservation, LyapunovExponents, conservation, coordinate, lyapunov, poincare
 from chnn.analysis.lyapunov import _flow_many
 from chnn.cli import main
 from chnn.mechanics import Assembly
@@ -231,3 +231,53 @@ def test_command_on_a_run(tmp_path, capsys):
     assert main(["analyse", str(run), "--exponents", "0", "--out", str(tmp_path / "analysis")]) == 0
     numbers = json.loads((tmp_path / "analysis" / "metrics.json").read_text())
     assert numbers["conservation"]["angular_momentum_x_change_max"] < 1e-8 and "lyapunov" not in numbers
+
+
+def test_the_command_on_a_damped_system(tmp_path, capsys):
+    """Damping of 0.5 N s/m on a cart of 1 kg: the exponents add to what phase volume loses, and do not pair."""
+    out = tmp_path / "damped"
+    assert main(["analyse", "cart-pole", "--set", "damping=0.5", "--trajectories", "2", "--horizon", "4", "--out",
+                 str(out)]) == 0  # fmt: skip
+    shown = capsys.readouterr().out
+    numbers = json.loads((out / "metrics.json").read_text())
+    total = sum(numbers["lyapunov"]["exponents_mean"])
+    assert total < -0.3 and numbers["lyapunov"]["sum_mean"] == pytest.approx(total, abs=1e-9)
+    assert f"they sum to {total:.5f} 1/s" in shown and "contracts" in shown and "pair" not in shown
+    assert numbers["damped"] and "relative energy change, damped" in shown and "energy drift" not in shown
+
+
+def test_a_section_is_drawn_over_what_varies_on_it(tmp_path, capsys):
+    """On x0.0 = 0 the second angle of a bob, from the x axis, is constant: the other one is drawn, or what is asked."""
+    command = ["analyse", "magnet-pendulum", "--trajectories", "2", "--horizon", "4", "--exponents", "0", "--section",
+               "x0.0"]  # fmt: skip
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert "drawn as rate0 (rad/s) over angle0 (rad)" in capsys.readouterr().out
+    assert main([*command, "--axes", "x0.1", "v0.2", "--out", str(tmp_path / "b")]) == 0
+    assert "drawn as v0.2 (m/s) over x0.1 (m)" in capsys.readouterr().out
+    assert main([*command, "--axes", "x0.1", "w", "--out", str(tmp_path / "c")]) == 2
+    assert "got 'w'" in capsys.readouterr().err
+
+
+def test_exponents_of_a_summary_descend_and_medians_are_those_of_simulate():
+    found = LyapunovExponents(
+        torch.tensor([[0.1, 0.3], [0.1, 0.3]]), torch.tensor([[0.01, 0.02], [0.01, 0.02]]), torch.ones(1),
+        torch.zeros(1, 2, 2), False,
+    )  # fmt: skip
+    summary = found.summary()
+    assert summary["exponents_mean"] == pytest.approx([0.3, 0.1])
+    assert summary["exponents_standard_error"] == pytest.approx([0.02 / 2**0.5, 0.01 / 2**0.5])
+    t, z = torch.zeros(1), torch.zeros(2, 1)
+    report = Conservation(t, torch.tensor([[1.0, 2.0], [1.0, 4.0]]), torch.ones(2), *[torch.ones(2, 1, 2)] * 2, z, z)
+    assert report.summary()["energy_drift_median"] == 2.0  # of 1 and 3, as numpy has it
+
+
+def test_sections_by_the_names_of_a_robot(tmp_path):
+    path = tmp_path / "arm.xml"
+    path.write_text("""<mujoco><worldbody><body><joint name="j1" axis="0 1 0"/>
+      <geom type="box" size=".1 .1 .3" contype="0"/></body></worldbody></mujoco>""")
+    robot = System.from_file(path)
+    z = robot.state({"j1": 0.5}, {"j1": 2.0})
+    assert float(coordinate(robot, "j1=0.2")(z)) == pytest.approx(0.3, abs=1e-12)
+    assert float(coordinate(robot, "rate:j1")(z)) == pytest.approx(2.0, abs=1e-12)
+    with pytest.raises(UserError, match=r"did you mean 'angle0'\?; the coordinates of .* are j1"):
+        coordinate(robot, "angel0")

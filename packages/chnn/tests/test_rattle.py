@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from chnn.mechanics import Assembly, ball
 from chnn.simulation import IntegrationError
 from chnn.systems import CartPole, ChainPendulum, FourBar, Gyroscope, Rotor, System
 from lie.integrators import rattle
@@ -98,3 +99,13 @@ def test_bad_input_and_steps_too_long_are_named():
     for backend in ("numba", "torch"):
         with pytest.raises(IntegrationError, match=r"did not converge at t = 0.*sample"):
             system.simulate(z0, t, method="rattle", dt=1.0, backend=backend)
+
+
+def test_damping_of_the_turning_is_refused_too():
+    """It acts on velocities: RATTLE would leave it out."""
+    world = Assembly(3)
+    world.rotational_damping(1.0, world.body("top", 3, ball(1.0, 1.0)))
+    system = System(world.build("top"))
+    assert system.damped and not Rotor().damped
+    with pytest.raises(UserError, match="is damped"):
+        system.simulate(system.sample(1), torch.tensor([0.0, 1.0]), method="rattle", dt=0.1)

@@ -62,6 +62,9 @@ class Analyse(SystemFlags):
     """Poincare section: a coordinate and its value, such as angle0=0, rate1, x0.1=-0.5 or v0.0 (point 0, axis 0)."""
     direction: str = "both"
     """Crossings where the coordinate grows (up), falls (down), or both."""
+    axes: tuple[str, str] | None = None
+    """Two coordinates over which the section is drawn, such as angle1 rate1; by default an angle that varies on it, or
+    a position, and its rate."""
     seed: int = 0
     """Seed of the initial states and of the tangent vectors."""
     device: str = "cpu"
@@ -87,6 +90,8 @@ class Analyse(SystemFlags):
         if not system.dt <= horizon < float("inf"):
             raise UserError(f"expected a --horizon of at least {system.dt:g} s, got {horizon:g}")
         section = None if self.section is None else coordinate(system, self.section)
+        for name in self.axes or ():
+            coordinate(system, name)
         started = time.perf_counter()
         metrics: dict[str, Any] = {"system": system.name, "parameters": system.parameters(), "horizon": horizon,
                                    "trajectories": len(z), "rtol": self.rtol, "seed": self.seed}  # fmt: skip
@@ -98,9 +103,11 @@ class Analyse(SystemFlags):
                 z0 = z[:, 0].to(device)
                 report = conservation(system, z.cpu(), t)
                 report.plot(out / "conservation.png", f"{system.name}, {len(z)} trajectories")
-                metrics["conservation"] = report.summary()
+                metrics["conservation"], metrics["damped"] = report.summary(), system.damped
                 print_table(f"{system.name}: {len(z)} trajectories of {float(t[-1] - t[0]):g} s",
                             ["quantity", "median", "largest"], report.rows())  # fmt: skip
+                if system.damped:
+                    print("the energy changes by damping: what is shown of it is no error")
                 if self.exponents != 0:
                     with _progress("exponents") as progress:
                         found = lyapunov(
@@ -112,8 +119,11 @@ class Analyse(SystemFlags):
                     rows = [[str(i + 1), f"{mean:.5f}", f"{error:.5f}"] for i, (mean, error) in enumerate(
                         zip(summary["exponents_mean"], summary["exponents_standard_error"], strict=True))]  # fmt: skip
                     print_table(f"Lyapunov exponents over {horizon:g} s (1/s)", ["", "mean", "standard error"], rows)
-                    if found.complete:
-                        print(f"they sum to {summary['sum_max']:.1e} and pair to {summary['pairing_max']:.1e} at worst")
+                    if found.complete and system.damped:
+                        print(f"they sum to {summary['sum_mean']:.5f} 1/s (mean): damping contracts phase volume")
+                    elif found.complete:
+                        print(f"they sum to {summary['sum_mean']:.1e} 1/s (mean), {summary['sum_max']:.1e} in size at "
+                              f"most, and pair to {summary['pairing_max']:.1e} at worst")  # fmt: skip
                 if section is not None:
                     with _progress("section") as progress:
                         crossings = poincare(system, z0, horizon, section, direction=_DIRECTIONS[self.direction],
@@ -121,7 +131,7 @@ class Analyse(SystemFlags):
                     count = len(crossings.times)
                     metrics["section"] = {"section": self.section, "direction": self.direction, "crossings": count}
                     _write_crossings(crossings, out / "crossings.npz")
-                    labels = _draw_section(system, crossings, out / "section.png", self.section or "")
+                    labels = _draw_section(system, crossings, out / "section.png", self.section or "", self.axes)
                     print(f"{count} crossings of {self.section}, drawn as {labels[1]} over {labels[0]}")
             except IntegrationError as error:
                 raise UserError(str(error)) from None
@@ -164,8 +174,10 @@ def _draw_exponents(found: LyapunovExponents, path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     for k in range(found.running.shape[-1]):
-        axes.plot(found.times.cpu(), found.running[..., k].cpu(), lw=0.8, color=f"C{k % 10}")
+        lines = axes.plot(found.times.cpu(), found.running[..., k].cpu(), lw=0.8, color=f"C{k % 10}")
+        lines[0].set_label(f"exponent {k + 1}")
     axes.axhline(0.0, color="0.6", lw=0.6)
+    axes.legend(fontsize="small", ncols=2)
     axes.set(
         xlabel="time (s)", ylabel="Lyapunov exponents (1/s)", title="running estimates, a line for each trajectory"
     )
@@ -173,23 +185,40 @@ def _draw_exponents(found: LyapunovExponents, path: Path) -> None:
         figure.savefig(temporary, format="png", dpi=120)
 
 
-def _draw_section(system: Any, crossings: Crossings, path: Path, title: str) -> tuple[str, str]:
-    """The crossings in the plane of the last angle and its rate, or of the last point's first coordinate."""
+def _draw_section(
+    system: Any, crossings: Crossings, path: Path, title: str, chosen: tuple[str, str] | None
+) -> tuple[str, str]:
+    """The crossings in the plane of the coordinates ``chosen``, or of the last that varies on them and its rate."""
     from matplotlib.figure import Figure
 
-    count = getattr(system, "num_angles", 0)
-    if count:
-        angles = system.to_angles(crossings.states)
-        x, y = angles[:, 0, count - 1], angles[:, 1, count - 1]
-        labels = (f"angle{count - 1} (rad)", f"rate{count - 1} (rad/s)")
-    else:
-        last = system.num_points - 1
-        x, y = crossings.states[:, 0, last, 0], crossings.states[:, 1, last, 0]
-        labels = (f"x{last}.0 (m)", f"v{last}.0 (m/s)")
+    from chnn.analysis import coordinate
+
+    names = chosen or _varying(system, crossings)
+    x, y = (coordinate(system, name)(crossings.states) for name in names)
     figure = Figure(figsize=(6, 6), layout="constrained")
     axes = figure.subplots()
     axes.scatter(x.cpu(), y.cpu(), s=2, c=crossings.sample.cpu() % 10, cmap="tab10", vmin=0, vmax=9, linewidths=0)
+    units = {"x": "m", "v": "m/s", "angle": "rad", "rate": "rad/s"}
+    labels = [f"{name} ({units[kind]})" if (kind := name.rstrip("0123456789.")) in units else name for name in names]
     axes.set(xlabel=labels[0], ylabel=labels[1], title=f"section {title}")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
-    return labels
+    return labels[0], labels[1]
+
+
+def _varying(system: Any, crossings: Crossings) -> tuple[str, str]:
+    """The last angle, or where there are none the last position, that varies over the crossings as its rate does."""
+    from chnn.analysis import coordinate
+
+    count = getattr(system, "num_angles", 0)
+    pairs = [(f"angle{k}", f"rate{k}") for k in reversed(range(count))] or [
+        (f"x{point}.{axis}", f"v{point}.{axis}")
+        for point in reversed(range(system.num_points))
+        for axis in range(system.spatial_dim)
+    ]
+    for pair in pairs if len(crossings.times) > 1 else ():
+        values = [coordinate(system, name)(crossings.states) for name in pair]
+        # A coordinate that the section fixes is constant to the tolerance of its crossings, 1e-10.
+        if all(float(value.max() - value.min()) > 1e-6 * float(value.abs().max().clamp(min=1.0)) for value in values):
+            return pair
+    return pairs[0]

@@ -23,6 +23,7 @@ class Conservation:
         energy: (B, T), joules. scale: (B,), energy above rest at the start, joules.
         momentum: (B, T, d), kg m/s. angular_momentum: (B, T, m), kg m^2/s, about the origin.
         positions, velocities: (B, T), largest residual of the constraints (m^2 or m) and of their rates.
+        damped: whether the system has damping, so that energy changes.
     """
 
     t: Float[Tensor, " T"]
@@ -32,6 +33,7 @@ class Conservation:
     angular_momentum: Float[Tensor, "B T m"]
     positions: Float[Tensor, "B T"]
     velocities: Float[Tensor, "B T"]
+    damped: bool = False
 
     def energy_drift(self) -> Float[Tensor, "B T"]:
         """``|E(t) - E(0)|`` over the energy above rest."""
@@ -53,7 +55,7 @@ class Conservation:
                 label = f"{name}_{'xyz'[axis]}" if each.shape[-1] > 1 else name
                 changes[f"{label}_change"] = (each[..., axis] - each[:, :1, axis]).abs().amax(1) / size
         for name, change in changes.items():
-            numbers[f"{name}_median"], numbers[f"{name}_max"] = float(change.median()), float(change.max())
+            numbers[f"{name}_median"], numbers[f"{name}_max"] = float(change.quantile(0.5)), float(change.max())
         numbers["position_violation_max"] = float(self.positions.max())
         numbers["velocity_violation_max"] = float(self.velocities.max())
         numbers["momentum_change_is"] = "largest change of the component over the largest component in the trajectory"
@@ -63,14 +65,19 @@ class Conservation:
         """Rows of a table: quantity, median, largest."""
         numbers = self.summary()
         names = [name.removesuffix("_median") for name in numbers if name.endswith("_median")]
-        rows = [[name.replace("_", " "), f"{numbers[name + '_median']:.2e}", f"{numbers[name + '_max']:.2e}"]
-                for name in names]  # fmt: skip
+        labels = {name: name.replace("_change", " change / largest component").replace("_", " ")
+                  for name in names if "momentum" in name}  # fmt: skip
+        if self.damped:
+            labels |= {"energy_drift": "relative energy change, damped",
+                       "energy_drift_per_second": "relative energy change per second, damped"}  # fmt: skip
+        rows = [[labels.get(name, name.replace("_", " ")), *(f"{numbers[f'{name}_{of}']:.2e}" for of in
+                 ("median", "max"))] for name in names]  # fmt: skip
         for name in ("position_violation", "velocity_violation"):
             rows.append([name.replace("_", " "), "", f"{numbers[name + '_max']:.2e}"])
         return rows
 
     def plot(self, path: Path, title: str = "") -> None:
-        """Energy drift and constraint residuals over time, each trajectory a line, as an image."""
+        """Energy drift over time, each trajectory a line, and the largest constraint residual of all, as an image."""
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(8, 6), layout="constrained")
@@ -78,9 +85,10 @@ class Conservation:
         t = self.t.cpu().numpy()
         floor = 1e-17  # rounding: a zero has no logarithm
         upper.semilogy(t, self.energy_drift().clamp(min=floor).T.cpu().numpy(), lw=0.8)
-        lower.semilogy(t, self.positions.clamp(min=floor).T.cpu().numpy(), lw=0.8)
-        upper.set(ylabel="|E(t) - E(0)| / energy above rest", title=title)
-        lower.set(xlabel="time (s)", ylabel="position residual (m² or m)")
+        # Of all trajectories: each jumps between zero and rounding, and lines of many would fill the picture.
+        lower.semilogy(t, self.positions.amax(0).clamp(min=floor).cpu().numpy(), lw=0.8)
+        upper.set(ylabel=f"|E(t) - E(0)| / energy above rest{' (damped)' if self.damped else ''}", title=title)
+        lower.set(xlabel="time (s)", ylabel="largest position residual (m² or m)")
         with atomic_path(path) as temporary:
             figure.savefig(temporary, format="png", dpi=120)
 
@@ -109,4 +117,5 @@ def conservation(system: System, z: Float[Tensor, "B T 2 n d"], t: Float[Tensor,
         t, system.energy(z), system.energy_scale(z[:, 0]), system.momentum(z), system.angular_momentum(z),
         system.constraints(z).abs().amax(-1) if constrained else nothing,
         system.velocity_constraints(z).abs().amax(-1) if constrained else nothing,
+        system.damped,
     )  # fmt: skip

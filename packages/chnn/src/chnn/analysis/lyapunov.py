@@ -63,15 +63,18 @@ class LyapunovExponents:
         return (self.exponents + self.exponents.flip(-1)).abs().amax(-1)
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers for a file: means over trajectories, with their standard error, and those of each."""
+        """Plain numbers for a file: descending means over trajectories, their standard error, and those of each."""
         count = len(self.exponents)
         spread = self.exponents.std(0) / count**0.5 if count > 1 else self.error[0]
+        mean, order = self.exponents.mean(0).sort(descending=True)  # frames turn to this order, but slowly where close
+        error = torch.maximum(spread, self.error.square().mean(0).sqrt() / count**0.5)
         return {
-            "exponents_mean": self.exponents.mean(0).tolist(),
-            "exponents_standard_error": torch.maximum(spread, self.error.square().mean(0).sqrt() / count**0.5).tolist(),
+            "exponents_mean": mean.tolist(),
+            "exponents_standard_error": error[order].tolist(),
             "exponents": self.exponents.tolist(),
             "error": self.error.tolist(),
             "pairing_max": float(self.pairing.max()) if self.complete else None,
+            "sum_mean": float(self.total.mean()) if self.complete else None,
             "sum_max": float(self.total.abs().max()) if self.complete else None,
             "time": float(self.times[-1]),
         }

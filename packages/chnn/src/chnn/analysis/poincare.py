@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -55,11 +56,17 @@ def coordinate(system: System, text: str) -> Section:
     """The section that a text names: a coordinate and a value.
 
     ``x0.1=0.5`` is the position of point 0 along axis 1 (m), ``v0.1`` its velocity (m/s), 0 where no value is given;
-    ``angle0`` and ``rate0`` are the first angle (rad) and its rate, for systems that have angles.
+    ``angle0`` and ``rate0`` are the first angle (rad) and its rate, for systems that have angles; a robot's are called
+    by name too, ``elbow=0.2`` and ``rate:elbow``.
 
     Raises:
         UserError: for a text that names no coordinate of the system.
     """
+    names = getattr(system, "angle_names", ())
+    name, equals, number = (part.strip() for part in text.partition("="))
+    if name.removeprefix("rate:") in names:
+        kind = "rate" if name.startswith("rate:") else "angle"
+        text = f"{kind}{names.index(name.removeprefix('rate:'))}{equals}{number}"
     found = re.fullmatch(r"\s*(x|v|angle|rate)(\d+)(?:\.(\d+))?\s*(?:=\s*(\S+)\s*)?", text)
     try:
         if found is None:
@@ -67,7 +74,14 @@ def coordinate(system: System, text: str) -> Section:
         kind, index, axis = found[1], int(found[2]), found[3]
         value = float(found[4] or 0.0)
     except ValueError:
-        raise UserError(f"expected a section such as x0.1=0.5, v0.0, angle0=0 or rate0, got {text!r}") from None
+        count = getattr(system, "num_angles", 0)
+        known = [f"{kind}{k}" for kind in ("angle", "rate") for k in range(count)] + [*names]
+        close = get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        listed = f"; the coordinates of {system.name} are {', '.join(names)}" if names else ""
+        raise UserError(
+            f"expected a section such as x0.1=0.5, v0.0, angle0=0 or rate0, got {text!r}{hint}{listed}"
+        ) from None
     if kind in ("x", "v"):
         n, d = system.num_points, system.spatial_dim
         if axis is None or index >= n or int(axis) >= d:

@@ -26,7 +26,7 @@ from lie.integrators import IntegrationError
 from lie.run import UserError
 from torch import Tensor
 
-from chnn.mechanics import Constraints, Damping, Metric
+from chnn.mechanics import Constraints, Metric
 from chnn.mechanics.constraints import solve_factor
 from chnn.mechanics.projection import residual_bound
 
@@ -91,7 +91,7 @@ def _on_joints(constraints: Constraints, metric: Metric, v: Tensor) -> Tensor:
 
 def check_conservative(system: Any) -> None:
     """RATTLE is for forces of the positions alone."""
-    if any(isinstance(force, Damping) for force in system.description.forces):
+    if system.damped:
         raise UserError(f"{system.name} is damped, and RATTLE keeps energy; use method='dop853', or take damping away")
 
 

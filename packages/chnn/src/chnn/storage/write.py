@@ -19,7 +19,6 @@ from lie.run import UserError, provenance, read_json, resolve_device, write_json
 from torch import Tensor
 from tqdm import tqdm
 
-from chnn.mechanics import Damping
 from chnn.simulation import IntegrationError
 from chnn.storage.settings import Plan, Settings, initial_states
 from chnn.storage.shards import Drifts, parquet_library, read_drifts, write_shard
@@ -86,7 +85,7 @@ def simulate_run(settings: Settings, out: str | Path, *, system: System | None =
         **_summary(drifts),
         "energy_drift_is": UNITS["energy_drift"],
         "violation_is": "residual |U|^2 - l^2 (m^2) or distance of a joint (m), and J v",
-        "damped": any(isinstance(force, Damping) for force in system.description.forces),
+        "damped": system.damped,
         **{key: stored[key] for key in ("system", "parameters", "units")},
         **{key: getattr(settings, key) for key in ("trajectories", "dt", "rtol", "seed", "device", "format")},
         "horizon": float(settings.times[-1]),

@@ -15,11 +15,13 @@ from torch import Tensor
 from chnn.mechanics import (
     GRAVITY,
     Constraints,
+    Damping,
     Description,
     Drawing,
     Force,
     Metric,
     MotionForms,
+    RotationalDamping,
     hamiltonian_velocity,
     lagrangian_acceleration,
     project_positions,
@@ -146,6 +148,11 @@ class System:
     def masses(self) -> Float[Tensor, " bodies"]:
         """Masses of the bodies, kg, float64."""
         return torch.tensor([body.inertia.mass for body in self.description.bodies], dtype=torch.float64)
+
+    @property
+    def damped(self) -> bool:
+        """Whether a damping of the system takes energy away; other forces on velocities of your own do not count."""
+        return any(isinstance(force, (Damping, RotationalDamping)) for force in self.description.forces)
 
     @property
     def drawing(self) -> Drawing:
