@@ -269,7 +269,7 @@ def test_damaged_folders_are_one_line(tmp_path, fails, monkeypatch):
         ({"settings": {}}, "holds no settings"),
         ({"settings": {**stored["settings"], "rtol": "low"}}, "expected a number for rtol"),
         ({"settings": {**stored["settings"], "system": "robe"}}, "did you mean 'rope'"),
-        ({"settings": {**stored["settings"], "parameters": {"linx": 1}}}, "no parameter --linx"),
+        ({"settings": {**stored["settings"], "parameters": {"linx": 1}}}, "no parameter linx; did you mean links?"),
     ]:
         (folder / "run.json").write_text(json.dumps({**stored, **change}))
         assert message in fails("simulate", "--resume", folder)
@@ -308,3 +308,28 @@ def test_what_a_killed_process_left_half_written_goes_away(tmp_path):
         (tmp_path / f".{path.stem}-x1y2z3{path.suffix}").write_text("cut sho")
     simulate_run(settings, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == whole
+
+
+def test_a_run_that_goes_on_draws_what_it_was_started_with(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    flags = ["--trajectories", "2", "--horizon", "0.2"]
+    for kinds in (["html"], ["none"]):
+        assert main(["simulate", "rotor", *flags, "--animation", *kinds, "--out", str(folder)]) == 0
+        for drawn in [*folder.glob("animation.*"), folder / "metrics.json"]:
+            drawn.unlink()
+        assert main(["simulate", "--resume", str(folder)]) == 0
+        assert [path.suffix[1:] for path in folder.glob("animation.*")] == [kind for kind in kinds if kind != "none"]
+        shutil.rmtree(folder)
+
+
+def test_a_run_from_python_makes_its_folder(tmp_path):
+    simulate_run(replace(BASE, trajectories=1), tmp_path / "deep" / "run")
+    assert len(load_run(tmp_path / "deep" / "run")) == 1
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"cannot make the folder .*file"):
+        simulate_run(BASE, tmp_path / "file" / "run")
+
+
+def test_parameters_are_named_as_python_has_them():
+    with pytest.raises(UserError, match=r"rotor has no parameter mss; did you mean mass\?; it has mass, moments"):
+        Settings("rotor", {"mss": 2}, trajectories=1, dt=0.1, horizon=1.0).build()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from mimetypes import MimeTypes
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ class Evaluate:
             _report(model, config, system, out, {})
 
 
-_OTHER_FILMS = {".apng", ".avi", ".htm", ".jpeg", ".jpg", ".mkv", ".mov", ".pdf", ".png", ".svg", ".webm", ".webp"}
+_OTHER_FILES = {".apng", ".flac", ".m4v", ".mkv", ".ogg", ".webm", ".webp", *MimeTypes().types_map[True]}
+"""Suffixes of files: the usual ones, and those that the tables of MIME types of this Python lack."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Animate:
         if self.trajectory < 0:
             raise UserError(f"expected a --trajectory of at least 0, got {self.trajectory}")
         file = self.out if self.out is not None and self.out.suffix.lower().lstrip(".") in KINDS else None
-        if file is None and self.out is not None and self.out.suffix.lower() in _OTHER_FILMS and not self.out.is_dir():
+        if file is None and self.out is not None and self.out.suffix.lower() in _OTHER_FILES and not self.out.is_dir():
             raise UserError(f"expected a file that ends in .gif, .mp4 or .html, or a folder, got --out {self.out}")
         kinds = () if file is not None else tuple(dict.fromkeys(self.animation))
         for kind in kinds or (self.out or Path()).suffix.lower().lstrip(".").split():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,13 @@ from typing import Any
 import tyro
 from lie.run import UserError, output_directory, print_table, unknown_name
 
-from chnn.storage.flags import SystemFlags
+from chnn.storage.flags import SystemFlags, flag_of
+
+
+def _as_flags(message: str) -> str:
+    """An error of a file with its remedies as flags: ignore=('limits', 'mimic') as --ignore limits mimic."""
+    message = re.sub(r"ignore=\(([^)]*)\)", lambda m: "--ignore " + " ".join(re.findall(r"[\w-]+", m[1])), message)
+    return re.sub(r"base=['\"](\w+)['\"]", r"--base \1", message)
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,9 @@ class Simulate(SystemFlags):
     """Trajectories in a file; by default as many as make 64 MiB."""
     failures: str = "stop"
     """A trajectory that cannot be integrated to the end: stop the run, or keep it, NaN from where it stopped."""
-    animation: tuple[str, ...] = ("gif",)
-    """Moving pictures of the first trajectory: any of gif, mp4 (needs chnn[mp4]) and html (interactive)."""
+    animation: tuple[str, ...] | None = None
+    """Moving pictures of the first trajectory: any of gif, mp4 (needs chnn[mp4]) and html (interactive), or none; gif
+    by default, and with --resume those that the run was started with."""
     no_animation: bool = False
     """Draw nothing."""
     seed: int = 0
@@ -68,12 +76,15 @@ class Simulate(SystemFlags):
     def run(self) -> None:
         """Simulate, write and report."""
         from chnn.animation import KINDS, check_kind
-        from chnn.storage.read import read_settings
+        from chnn.storage.read import read_animation, read_settings
         from chnn.storage.settings import Settings
         from chnn.storage.write import RUN, simulate_run
         from chnn.systems import arguments_of
 
-        kinds = () if self.no_animation or self.animation == ("none",) else tuple(dict.fromkeys(self.animation))
+        asked = self.animation
+        if asked is None:
+            asked = ("gif",) if self.resume is None else read_animation(self.resume)
+        kinds = () if self.no_animation or asked == ("none",) else tuple(dict.fromkeys(asked))
         for kind in kinds:
             if kind not in KINDS:
                 raise unknown_name("animation", kind, [*KINDS, "none"])
@@ -98,12 +109,13 @@ class Simulate(SystemFlags):
                     f"{folder} already holds a run; go on with --resume {folder}, or give another --out"
                 )  # fmt: skip
         with output_directory(folder) as out:
-            metrics = simulate_run(settings, out, system=system)
+            metrics = simulate_run(settings, out, system=system, animation=kinds)
             self._draw(system, out, kinds)
             self._report(metrics, out)
 
     def _new_system(self) -> Any:
         from chnn.systems import system_by_name
+        from chnn.systems.names import check_parameters
 
         if self.file is None:
             if self.system is None:
@@ -116,7 +128,12 @@ class Simulate(SystemFlags):
             return self.system_called(self.system)
         if self.system is not None:
             raise UserError(f"expected either SYSTEM or --file, got {self.system} and --file {self.file}")
-        return system_by_name("robot", **self.given(), file=str(self.file), ignore=list(self.ignore), base=self.base)
+        given = {**self.given(), "file": str(self.file), "ignore": list(self.ignore), "base": self.base}
+        check_parameters("robot", {key: value for key, value in given.items() if value is not None}, flag_of)
+        try:
+            return system_by_name("robot", **given)
+        except UserError as error:
+            raise UserError(_as_flags(str(error))) from None
 
     def _refuse_changes(self, settings: Any) -> None:
         """With --resume, flags that say otherwise than the run."""

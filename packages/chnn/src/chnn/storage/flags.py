@@ -6,10 +6,20 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lie.run import UserError
+from lie.run import UserError, unknown_name
 
 if TYPE_CHECKING:
     from chnn.systems import System
+
+
+_FLAGS = ("links", "bobs", "masses", "lengths", "spring_constant")
+_OF_FILES = ("file", "ignore", "base")
+
+
+def flag_of(parameter: str) -> str:
+    """How a parameter of a system is written on the command line."""
+    flag = parameter.replace("_", "-")
+    return f"--{flag}" if parameter in (*_FLAGS, *_OF_FILES) else f"--set {parameter}="
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +45,17 @@ class SystemFlags:
         Raises:
             UserError: for an unknown name, and for parameters that the system does not have or cannot be made of.
         """
-        from chnn.systems import system_by_name
+        from chnn.systems import SYSTEMS, system_by_name
+        from chnn.systems.names import check_parameters
 
+        if name == "robot":
+            raise UserError("a robot needs a file: chnn simulate --file ROBOT.xml, and then the folder of the run")
+        if name not in SYSTEMS:
+            raise unknown_name("system", name, SYSTEMS)
+        given = self.given()
+        check_parameters(name, {key: value for key, value in given.items() if value is not None}, flag_of)
         try:
-            return system_by_name(name, **self.given())
+            return system_by_name(name, **given)
         except (TypeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
@@ -50,8 +67,7 @@ class SystemFlags:
         Raises:
             UserError: for ``--set`` that is no NAME=VALUE.
         """
-        names = ("links", "bobs", "masses", "lengths", "spring_constant")
-        parameters = {name: getattr(self, name) for name in names}
+        parameters = {name: getattr(self, name) for name in _FLAGS}
         for pair in self.set:
             name, equals, text = pair.partition("=")
             if not equals or not name:

@@ -136,3 +136,14 @@ def read_settings(path: Path) -> Settings:
         raise UserError(f"no run at {path}: the folder does not exist")
     stored = read_json(path / RUN)
     return Settings.from_json(stored.get("settings") if isinstance(stored, dict) else None, str(path / RUN))
+
+
+def read_animation(path: Path) -> tuple[str, ...]:
+    """The kinds of pictures that the run in a folder was started with."""
+    if not path.is_dir():
+        raise UserError(f"no run at {path}: the folder does not exist")
+    stored = read_json(path / RUN)
+    kinds = stored.get("animation", ["gif"]) if isinstance(stored, dict) else []
+    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
+        raise UserError(f"{path / RUN} holds no kinds of animation: expected a list of names, got {kinds!r}")
+    return tuple(kinds)

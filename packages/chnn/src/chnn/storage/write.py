@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
+from collections.abc import Sequence
 from logging import getLogger
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ _SLICE = 2**23  # bytes of states whose energies are computed together
 _log = getLogger(__name__)
 
 
-def simulate_run(settings: Settings, out: str | Path, *, system: System | None = None) -> dict[str, Any]:
+def simulate_run(
+    settings: Settings, out: str | Path, *, system: System | None = None, animation: Sequence[str] = ()
+) -> dict[str, Any]:
     """Simulate trajectories from random initial states into the folder ``out``, or go on with what is there.
 
     A run that was killed anywhere and goes on ends with the same bits as one that was not: what is whole stays,
@@ -44,8 +47,9 @@ def simulate_run(settings: Settings, out: str | Path, *, system: System | None =
 
     Args:
         settings: of the run; for a folder with a run in it they must be its own.
-        out: the folder, which exists; see `chnn.storage.load_run`.
+        out: the folder, made if it is not there; see `chnn.storage.load_run`.
         system: a system of your own; by default the one that the settings name.
+        animation: kinds of pictures that whoever goes on with the run is to draw; a new run's are kept in run.json.
 
     Returns:
         What ``metrics.json`` holds: drifts, settings, units, versions, seconds.
@@ -64,7 +68,11 @@ def simulate_run(settings: Settings, out: str | Path, *, system: System | None =
         parquet_library()
     system = system or settings.build()
     plan = settings.plan(system)
-    stored = open_run(settings, out, plan, system)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror}; give another") from None
+    stored = open_run(settings, out, plan, system, animation)
     for name in ("trajectories", RUN, METRICS, DRIFTS):
         for leftover in out.glob(f".{Path(name).stem}-*"):  # of a process that was killed while writing
             leftover.unlink()
@@ -99,7 +107,9 @@ def simulate_run(settings: Settings, out: str | Path, *, system: System | None =
     return metrics
 
 
-def open_run(settings: Settings, out: Path, plan: Plan, system: System) -> dict[str, Any]:
+def open_run(
+    settings: Settings, out: Path, plan: Plan, system: System, animation: Sequence[str] = ()
+) -> dict[str, Any]:
     """What ``run.json`` in ``out`` holds: that of a run with these settings, or a new one."""
     path = out / RUN
     versions = provenance("chnn", "numba")
@@ -128,6 +138,7 @@ def open_run(settings: Settings, out: Path, plan: Plan, system: System) -> dict[
         "units": UNITS,
         "seed": settings.seed,
         "settings": settings.to_json(),
+        "animation": list(animation),
         "shards": [plan.name(k) for k in range(plan.num_shards)],
         "shard_trajectories": plan.size,
         "versions": versions,

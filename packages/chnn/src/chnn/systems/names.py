@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
@@ -41,19 +42,35 @@ def system_by_name(name: str, **parameters: Any) -> System:
     if name not in _BY_NAME:
         raise unknown_name("system", name, _BY_NAME)
     given = {key: value for key, value in parameters.items() if value is not None}
+    check_parameters(name, given)
+    return _BY_NAME[name](**given)
+
+
+def check_parameters(name: str, given: Mapping[str, Any], write: Callable[[str], str] = str) -> None:
+    """That the system called ``name`` has these parameters and needs no others.
+
+    Args:
+        name: of the system.
+        given: parameter to value.
+        write: how the user writes a parameter, for the error.
+
+    Raises:
+        UserError: names the parameter, and those there are.
+    """
+    if name not in _BY_NAME:
+        raise unknown_name("system", name, _BY_NAME)
     own = _parameters(_BY_NAME[name])
     for key, value in given.items():
         if key not in own:
-            shown = ", ".join("--" + option.replace("_", "-") for option in own) or "none"
+            shown = ", ".join(map(write, own)) or "none"
             close = get_close_matches(key, own, n=1)
-            hint = f"; did you mean --{close[0].replace('_', '-')}?" if close else ""
-            raise UserError(f"{name} has no parameter --{key.replace('_', '-')}{hint}; it has {shown}")
+            hint = f"; did you mean {write(close[0])}?" if close else ""
+            raise UserError(f"{name} has no parameter {write(key)}{hint}; it has {shown}")
         if own[key].annotation == "int" and isinstance(value, float):
             raise UserError(f"expected a whole number for {key} of {name}, got {value:g}")
     for key, parameter in own.items():
         if parameter.default is inspect.Parameter.empty and key not in given:
-            raise UserError(f"{name} needs --{key.replace('_', '-')}")
-    return _BY_NAME[name](**given)
+            raise UserError(f"{name} needs {write(key)}")
 
 
 def arguments_of(system: System) -> dict[str, Any]:
