@@ -173,7 +173,11 @@ def field_tangents(
             if weight:
                 middle = [value.new_zeros(()) if place is None else place for place in places]
                 terms += [(part, weight * u) for part, u in zip(along, flow(*middle), strict=True)]
-        products = [part * velocity for part, velocity in terms if part is not None and velocity is not None]
+        products = [
+            part if isinstance(velocity, float) and velocity == 1 and part is not value else part * velocity
+            for part, velocity in terms
+            if part is not None and velocity is not None
+        ]
         tangents.append(sum(products[1:], products[0]) if products else torch.zeros_like(value))
     return torch.stack(tangents) if len(tangents) > 1 else tangents[0][None]
 

@@ -53,14 +53,11 @@ def union(a: Region | None, b: Region | None) -> Region | None:
 
 def enclosing(positions: Tensor, value: Tensor) -> Region | None:
     """The smallest region of ``value`` with the entries at flat ``positions``; None if it is too large."""
-    mask = torch.zeros(value.numel(), dtype=torch.bool, device=value.device)
-    mask[positions.flatten()] = True
-    mask = mask.view(value.shape)
     best: Region | None = None
-    share = WORTH
-    for dim, size in enumerate(value.shape):
-        others = [d for d in range(value.ndim) if d != dim]
-        index = (mask.any(others) if others else mask).nonzero()[:, 0]
+    share, rest = WORTH, positions.flatten()
+    for dim in reversed(range(value.ndim)):
+        size = value.shape[dim]
+        index, rest = (rest % size).unique(), rest // size
         if len(index) <= share * size:
             best, share = Region(dim, index), len(index) / size
     return best
