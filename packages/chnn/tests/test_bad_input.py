@@ -256,3 +256,36 @@ def test_commands(tmp_path, capsys, name):
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(lines) == 1
     assert re.search(message, lines[0]), lines[0]
+
+
+def linkage(*, apart: float | None = None, reach: float = 1.0) -> Assembly:
+    """A four-bar loop on two pins, with a distance between its middle joints if given."""
+    world = Assembly(2)
+    bars = []
+    for name, a, b in (("crank", (0, 0), (0.4, 0.0)), ("coupler", (0.4, 0.0), (1.2, 0.6)),
+                       ("rocker", (1.2, 0.6), (1.2, -0.2))):  # fmt: skip
+        along = np.subtract(b, a)
+        length = float(np.linalg.norm(along))
+        bar = world.body(name, 1, mechanics.rod(1.0, length), position=0.5 * np.add(a, b), axes=[along / length])
+        bars.append((bar.at(-0.5 * length), bar.at(0.5 * length)))
+    world.pin(bars[0][0], (0.0, 0.0))
+    world.ball_joint(bars[0][1], bars[1][0])
+    world.ball_joint(bars[1][1], bars[2][0])
+    world.pin(bars[2][1], (1.2 * reach, -0.2), name="the last pin")
+    if apart is not None:
+        world.distance(bars[0][1], bars[2][0], apart)
+    return world
+
+
+def test_an_impossible_distance_is_named_and_not_the_bodies_it_bends():
+    assert linkage().build("fits").degrees_of_freedom == 1
+    with pytest.raises(UserError) as refused:
+        linkage(apart=9.0).build("odd")
+    message = str(refused.value)
+    # Without it the loop closes: 1 m stays of the 9 m, so that it is off by 80 m^2; the loop itself is not at fault.
+    assert "satisfies distance of crank(0.2,) and rocker(-0.4,)" in message and "(by 80); check" in message
+    assert "within" not in message
+    with pytest.raises(UserError, match="impossible constraints") as refused:
+        linkage(apart=9.0, reach=9.0).build("odd")  # two are at fault: no single one can be blamed
+    named = str(refused.value).split("satisfies ")[1]
+    assert not named.startswith("length") and "the last pin" in named and "distance of" in named

@@ -33,7 +33,7 @@ from chnn.mechanics.bodies import (
 from chnn.mechanics.constraints import Constraints, Surface
 from chnn.mechanics.description import Description, Drawing
 from chnn.mechanics.forces import Damping, Dipoles, Force, Gravity, Potential, Springs
-from chnn.mechanics.redundancy import find_states, independent_joints, independent_rows
+from chnn.mechanics.redundancy import WITHIN, find_states, independent_joints, independent_rows
 from chnn.mechanics.rotation_forces import RotationalDamping, TorsionSprings
 
 GRAVITY = 9.81
@@ -132,7 +132,7 @@ class Assembly:
             raise UserError(f"expected right-handed axes for body '{name}', got {rows.tolist()}")
         self._start.append(np.concatenate([origin[None], origin + rows]))
         for i, j, length in body.internal_lengths():
-            label = f"length {length:.4g} within body '{name}'"
+            label = f"{WITHIN} '{name}', {length:.4g}"
             span = Place(label, ((i, 1.0), (j, -1.0)), self._mark)
             self._scalar.append((label, span, np.zeros(self.dim), length, None, None))
         return BodyHandle(body, self._mark)

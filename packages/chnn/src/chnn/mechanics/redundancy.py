@@ -9,6 +9,7 @@ and is left out; the rest is chosen for the largest smallest pivot over these st
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor
 from chnn.mechanics.constraints import Constraints
 
 _FLAT = 1e-6  # gradient of a function of surfaces, which are of the order of 1 for distances
+WITHIN = "length within body"
+"""How the names of the lengths begin that make bodies rigid."""
+_TRIED = 12  # constraints that the search for the culprit does without, one at a time
 _DEPENDENT = 1e-9  # pivot of a normalised Gram matrix below which a constraint depends on those before
 
 
@@ -94,7 +98,8 @@ def find_states(
     Damped Gauss-Newton steps by the singular value decomposition.
 
     Raises:
-        UserError: if no start leads to a configuration: impossible constraints; names those that are left.
+        UserError: if no start leads to a configuration: impossible constraints; names those without which
+            there is one, or what is left off the most.
     """
     generator = torch.Generator().manual_seed(seed)
     n, d = start.shape
@@ -104,17 +109,7 @@ def find_states(
     noise = [0.0, *[spread] * (count - 1), *[10.0 * spread] * 8]
     for scale in noise:
         x = start + scale * size * torch.randn(n, d, dtype=torch.float64, generator=generator)
-        for _ in range(200):
-            residual = constraints.residual(x)
-            if not bool(residual.isfinite().all()):
-                break
-            if float(residual.abs().amax()) <= 1e-13 * size**2:
-                break
-            rows = constraints.jacobian(x).flatten(1)
-            scales = torch.cat([1.0 + constraints.quadratic, torch.ones(len(rows) - len(constraints.quadratic))])
-            step = torch.linalg.lstsq(rows, (residual / scales).unsqueeze(-1), driver="gelsd", rcond=1e-8).solution
-            length = float(step.abs().max())
-            x = x - (step * min(1.0, size / max(length, 1e-300))).view(n, d)
+        x = _descend(constraints, x, size)
         off = constraints.residual(x).abs()
         if not bool(off.isfinite().all()):
             lost = off
@@ -133,9 +128,61 @@ def find_states(
             named = ", ".join(dict.fromkeys(constraints.names[row if row < C else C + (row - C) // d] for row in rows))
             raise UserError(f"constraints not finite near the reference configuration: {named}; check functions "
                             "and positions")  # fmt: skip
-        C, d = constraints.A.shape[0], constraints.spatial_dim  # noqa: N806
-        per_name = torch.cat([best[:C], best[C:].view(-1, d).amax(-1)]) if len(best) > C else best
-        order = per_name.argsort(descending=True)[:4].tolist()
-        named = ", ".join(f"{constraints.names[i]} (by {per_name[i]:.3g})" for i in order if per_name[i] > 1e-8)
+        named = ", ".join(f"{name} (by {size:.3g})" for name, size in _culprits(constraints, start, best))
         raise UserError(f"impossible constraints: no configuration satisfies {named}; check lengths, anchors and axes")
     return torch.stack(found)
+
+
+def _descend(constraints: Constraints, x: Float[Tensor, "n d"], size: float) -> Float[Tensor, "n d"]:
+    """Damped Gauss-Newton steps from x, to rounding where they lead to a configuration, each of at most ``size``."""
+    for _ in range(200):
+        residual = constraints.residual(x)
+        if not bool(residual.isfinite().all()) or float(residual.abs().amax()) <= 1e-13 * size**2:
+            break
+        rows = constraints.jacobian(x).flatten(1)
+        scales = torch.cat([1.0 + constraints.quadratic, torch.ones(len(rows) - len(constraints.quadratic))])
+        step = torch.linalg.lstsq(rows, (residual / scales).unsqueeze(-1), driver="gelsd", rcond=1e-8).solution
+        length = float(step.abs().max())
+        x = x - (step * min(1.0, size / max(length, 1e-300))).view(x.shape)
+    return x
+
+
+def _culprits(
+    constraints: Constraints, start: Float[Tensor, "n d"], off: Float[Tensor, " C"]
+) -> list[tuple[str, float]]:
+    """Names and violations, for an error: of constraints without which the others have a configuration, if any.
+
+    Else of those that are left off the most, where the search ended, what was declared before the lengths of bodies.
+    """
+    C, d = constraints.A.shape[0], constraints.spatial_dim  # noqa: N806
+    each = torch.cat([off[:C], off[C:].view(-1, d).amax(-1)]) if len(off) > C else off
+    size = max(1.0, float(start.abs().max()))
+    order = each.argsort(descending=True).tolist()
+    declared = [row for row in order if not constraints.names[row].startswith(WITHIN)]
+    alone: list[tuple[str, float]] = []
+    for row in declared[:_TRIED]:
+        rest = _without(constraints, row)
+        generator = torch.Generator().manual_seed(0)
+        for scale in (0.0, 0.3, 0.3):
+            noise = torch.randn(start.shape, dtype=torch.float64, generator=generator)
+            x = _descend(rest, start + scale * size * noise, size)
+            left = rest.residual(x).abs()
+            if rest.num_constraints == 0 or bool((left <= 1e-10 * size**2).all()):
+                own = constraints.residual(x).abs()
+                own = own[row] if row < C else own[C:].view(-1, d)[row - C].amax()
+                alone.append((constraints.names[row], float(own)))
+                break
+    if alone:
+        return alone[:4]
+    bodies = [row for row in order if row not in declared]
+    return [(constraints.names[row], float(each[row])) for row in declared + bodies if each[row] > 1e-8][:4]
+
+
+def _without(constraints: Constraints, row: int) -> Constraints:
+    """All constraints but one."""
+    C = constraints.A.shape[0]  # noqa: N806
+    if row < C:
+        return constraints.select([k for k in range(C) if k != row])
+    kept = [k for k in range(constraints.joint_A.shape[0]) if k != row - C]
+    names = (*constraints.names[:row], *constraints.names[row + 1 :])
+    return replace(constraints, joint_A=constraints.joint_A[kept], joint_b=constraints.joint_b[kept], names=names)
