@@ -102,6 +102,10 @@ DECLARED = {
     "disk": (lambda w, b, p: mechanics.disk(1.0, 0.0), "lengths of a disk"),
     "cylinder": (lambda w, b, p: mechanics.cylinder(1.0, 1.0, 0.0), "lengths of a cylinder"),
     "box": (lambda w, b, p: mechanics.box(1.0, (1.0, -1.0)), "lengths of a box"),
+    "tensor": (lambda w, b, p: mechanics.from_rotational(1.0, [0.1, 0.1, 5.0]), r"shape \(3, 3\), got \(3,\)"),
+    "triangles": (lambda w, b, p: mechanics.from_mesh(np.eye(4, 3), [[0, 1, 4]]),
+                  r"from 0 to 3, got \[0, 1, 4\] for triangle 0"),
+    "vertices": (lambda w, b, p: mechanics.from_mesh([[0, 0, 0], [NAN, 0, 0]], [[0, 1, 0]]), "finite vertices .* 1"),
     "space": (lambda w, b, p: Assembly(4), "a space of 2 or 3 dimensions, got 4"),
     "pins-apart": (lambda w, b, p: (w.pin(b, (0, 0, 0)), w.pin(b, (0, 0, 1))),
                    "impossible constraint: pin of box cannot hold"),
@@ -165,9 +169,10 @@ SIMULATED = {
     "half": (lambda s, z, t: s.field(z.half()), "float32 or float64, got torch.float16"),
     "shape": (lambda s, z, t: s.field(z[..., :1]), r"states of shape \(..., 2, 2, 2\)"),
     "no-states": (lambda s, z, t: s.simulate(z[:0], t), "at least one initial state, got none"),
-    "times": (lambda s, z, t: s.simulate(z, torch.tensor([0.0, NAN])), "increasing finite times"),
+    "times": (lambda s, z, t: s.simulate(z, torch.tensor([0.0, NAN])), r"got t\[1\] = nan"),
     "no-times": (lambda s, z, t: s.simulate(z, torch.tensor([])), "increasing finite times"),
-    "same-times": (lambda s, z, t: s.simulate(z, torch.zeros(2)), "increasing finite times"),
+    "same-times": (lambda s, z, t: s.simulate(z, torch.tensor([0.0, 0.5, 0.5])),
+                   r"t\[2\] = 0.5 is not after t\[1\] = 0.5"),
     "rtol": (lambda s, z, t: s.simulate(z, t, NAN), "rtol between 0 and 1, got nan"),
     "atol": (lambda s, z, t: s.simulate(z, t, atol=NAN), "atol of at least 0, got nan"),
     "negative-atol": (lambda s, z, t: s.simulate(z, t, atol=-1.0), "atol of at least 0, got -1"),
@@ -180,7 +185,7 @@ SIMULATED = {
     ),
     "sample": (lambda s, z, t: s.sample(0), "at least one initial state, got 0"),
     "half-a-sample": (lambda s, z, t: s.sample(0.5), "a whole number of initial states, got 0.5"),
-    "nan": (lambda s, z, t: s.project(z * NAN), "cannot project sample"),
+    "nan": (lambda s, z, t: s.project(torch.stack([z[0], z[1] * NAN])), r"sample \[1\] of the state: expected finite"),
 }  # fmt: skip
 
 
@@ -286,6 +291,33 @@ def test_an_impossible_distance_is_named_and_not_the_bodies_it_bends():
     assert "satisfies distance of crank(0.2,) and rocker(-0.4,)" in message and "(by 80); check" in message
     assert "within" not in message
     with pytest.raises(UserError, match="impossible constraints") as refused:
-        linkage(apart=9.0, reach=9.0).build("odd")  # two are at fault: no single one can be blamed
+        linkage(apart=9.0, reach=90.0).build("odd")  # two are at fault: no single one can be blamed
     named = str(refused.value).split("satisfies ")[1]
     assert not named.startswith("length") and "the last pin" in named and "distance of" in named
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__")  # of numpy, when it is given a tensor
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+@pytest.mark.parametrize(
+    ("potential", "message"),
+    [(lambda x: 0.0, r"to a tensor of energies \(.*got float"),
+     (lambda x: np.sin(x.numpy())[..., 0, 0], "in place of numpy|compute it from x by torch"),
+     (lambda x: np.sin(x[..., 0, 0]), "in place of numpy"),
+     (lambda x: (x[..., 0, 0] - 5.0).log(), "sample 0 starts where")],
+)  # fmt: skip
+def test_potentials_that_are_none(backend, potential, message):
+    assembly = Assembly(2)
+    assembly.point("bob", 1.0)
+    assembly.potential(potential)
+    system = System(assembly.build("odd"))
+    with pytest.raises(UserError, match=message):
+        system.simulate(torch.ones(1, 2, 1, 2).double(), torch.tensor([0.0, 1.0]), backend=backend)
+
+
+def test_a_projection_under_a_transform_looks_at_no_numbers():
+    """A state on the constraints, moved along them, moves so."""
+    system = ChainPendulum(2)
+    z = system.sample(2, generator=torch.Generator().manual_seed(0))
+    moved, change = torch.func.jvp(system.project, (z,), (torch.zeros_like(z),))  # type: ignore[misc]  (two without has_aux)
+    torch.testing.assert_close(moved, z, rtol=0, atol=1e-14)
+    assert not change.any()

@@ -498,6 +498,9 @@ BAD = {
     "same-axes": (body("<joint/><joint/>" + BOX), "turn about the same axes"),
     "class": (body('<joint class="x"/>' + BOX), "has the class 'x', which no <default> defines"),
     "mesh-name": (body('<joint/><geom type="mesh" mesh="m"/>'), "names the mesh 'm', which is not there"),
+    "mesh-file": ('<mujoco><asset>\n<mesh name="m" file="no.stl"/></asset><worldbody><body name="b"><freejoint/>'
+                  '<geom type="mesh" mesh="m"/></body></worldbody></mujoco>',
+                  r'robot.xml:2: <mesh name="m"> cannot read the mesh .*no.stl: No such file'),
     "hollow": (body('<joint/><geom type="box" size="1 1 1" shellinertia="true"/>'), "is hollow"),
     "hfield": (body('<joint/><geom type="hfield" hfield="h"/>'), "is a hfield"),
     "mocap": ('<mujoco><worldbody><body mocap="true"/></worldbody></mujoco>', "is moved from outside"),
@@ -625,6 +628,8 @@ def test_a_robot_that_stands_has_its_rest_below(tmp_path):
     robot = System.from_file(path)
     assert float(robot.rest()[0, 0, 2]) == pytest.approx(-0.5, abs=1e-6)
     assert (robot.energy_scale(robot.sample(3, generator=generator())) > 0).all()
+    with pytest.raises(UserError, match=r"a number for the coordinate 'b hinge', got tensor\(\[1., 1., 1.\]\)"):
+        robot.state({robot.angle_names[0]: torch.ones(3)})
 
 
 def test_the_command_simulates_a_file(tmp_path, capsys, monkeypatch):

@@ -452,7 +452,8 @@ class _Reader:
         if asset.get("inertia") == "shell":
             asset.fail('has inertia="shell", which is not read; give the body <inertial>')
         if (file := asset.get("file")) is not None:
-            vertices, triangles = read_mesh(self.settings.folder / (Path(file).name if self.settings.strip else file))
+            path = self.settings.folder / (Path(file).name if self.settings.strip else file)
+            vertices, triangles = asset.while_reading(read_mesh, path)
         else:
             points, faces = asset.numbers("vertex"), asset.numbers("face")
             if points is None or faces is None or len(points) % 3 or len(faces) % 3:

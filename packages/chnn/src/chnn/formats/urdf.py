@@ -249,7 +249,7 @@ def _mesh(node: Element, position: np.ndarray, rotation: np.ndarray, folder: Pat
     if path is None or path.suffix.lower() not in (".stl", ".obj"):
         left.of(node, "meshes", f"names {name}, " + ("which is not there" if path is None else "no .stl or .obj"))
         return None
-    vertices, triangles = read_mesh(path)
+    vertices, triangles = node.while_reading(read_mesh, path)
     vertices = vertices * np.array(node.numbers("scale", 3, (1, 1, 1)))
     return Shape("mesh", (), position, rotation, (vertices, triangles))
 

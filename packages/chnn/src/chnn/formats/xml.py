@@ -7,16 +7,18 @@ depth are bounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 from xml.parsers import expat
 
 from lie.run import UserError, unknown_name
 
 LARGEST_FILE = 64 * 2**20  # bytes; robots have some 100 kB
 _DEEPEST = 200  # elements within one another; keeps readers that recurse within Python's stack
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -38,6 +40,13 @@ class Element:
     def fail(self, message: str) -> NoReturn:
         """Raise a `UserError` that begins with where the element stands."""
         raise UserError(f"{self.where} {message}")
+
+    def while_reading(self, read: Callable[[Path], T], path: Path) -> T:
+        """What ``read`` finds at a path that the element names; its errors begin with where the element stands."""
+        try:
+            return read(path)
+        except UserError as error:
+            raise UserError(f"{self.where} {error}") from None
 
     def get(self, name: str, default: str | None = None) -> str | None:
         """An attribute, or the default."""

@@ -205,7 +205,11 @@ def from_rotational(
     mass: float, tensor: Sequence[Sequence[float]], centre: Sequence[float] = (0.0, 0.0, 0.0)
 ) -> Inertia:
     """From the moment of inertia tensor I about the centre (as robot files give it): ``S = tr(I)/2 - I``."""
+    refuse_learnt(tensor, "a moment of inertia")
     I = np.asarray(tensor, dtype=float)  # noqa: E741, N806
+    if I.shape != (3, 3):
+        raise UserError(f"expected a moment of inertia tensor of shape (3, 3), got {I.shape}; principal moments "
+                        "a, b, c are numpy.diag([a, b, c])")  # fmt: skip
     S = 0.5 * np.trace(I) * np.eye(3) - I  # noqa: N806
     return Inertia(mass, tuple(map(tuple, S.tolist())), tuple(float(c) for c in centre))
 
@@ -231,6 +235,18 @@ def from_mesh(
     vertices, triangles = np.asarray(vertices, dtype=float), np.asarray(triangles)
     if vertices.ndim != 2 or vertices.shape[1] != 3 or triangles.ndim != 2 or triangles.shape[1] != 3:
         raise UserError(f"expected a mesh of shapes (V, 3) and (F, 3), got {vertices.shape} and {triangles.shape}")
+    if not np.isfinite(vertices).all():
+        row = int(np.flatnonzero(~np.isfinite(vertices).all(1))[0])
+        raise UserError(f"expected finite vertices of a mesh, got {vertices[row].tolist()} for vertex {row}")
+    if not np.issubdtype(triangles.dtype, np.integer):
+        raise UserError(f"expected triangles as whole indices of vertices, got {triangles.dtype}; use .astype(int)")
+    outside = (triangles < 0) | (triangles >= len(vertices))
+    if outside.any():
+        row = int(np.flatnonzero(outside.any(1))[0])
+        raise UserError(
+            f"expected triangles of indices from 0 to {len(vertices) - 1}, got {triangles[row].tolist()} for triangle "
+            f"{row}; count from 0"
+        )
     edges = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
     count = len(vertices)
     forward, backward = edges[:, 0] * count + edges[:, 1], edges[:, 1] * count + edges[:, 0]

@@ -167,7 +167,20 @@ class Potential(Force):
 
     def potential(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
         """The function."""
-        energy = self.function(x)
+        try:
+            energy = self.function(x)
+        except (RuntimeError, TypeError) as error:
+            if "numpy" not in str(error) and "data pointer" not in str(error):
+                raise
+            raise UserError(
+                f"expected a potential of torch operations, which have gradients, got one that leaves torch: {error}; "
+                "use torch in place of numpy and math"
+            ) from error
+        if not isinstance(energy, Tensor):
+            raise UserError(
+                f"expected the potential to take positions {tuple(x.shape)} to a tensor of energies "
+                f"{tuple(x.shape[:-2])}, got {type(energy).__name__}; compute it from x by torch"
+            )
         if energy.shape != x.shape[:-2]:
             raise UserError(
                 f"expected the potential to take positions {tuple(x.shape)} to energies {tuple(x.shape[:-2])}, got "

@@ -236,6 +236,12 @@ class System:
         """
         constraints, metric, *_ = self.parts(z)
         x, v = self._split(z)
+        if _is_concrete(z):
+            finite = torch.isfinite(z).flatten(-3).all(-1).reshape(-1)
+            if not bool(finite.all()):
+                bad = (~finite).nonzero().flatten().tolist()
+                raise UserError(f"cannot project sample {bad[:5]} of the state: expected finite positions and "
+                                "velocities, got NaN or infinity")  # fmt: skip
         x, failed = project_positions(constraints, metric, x)
         if bool(failed.any()):
             bad = failed.reshape(-1).nonzero().flatten().tolist()
@@ -347,8 +353,10 @@ class System:
             method: "dop853", or for runs so long that its energy would drift "rattle" (order 2) or "rattle4", with the
                 constraints solved to rounding: symplectic, so that the energy oscillates and does not drift.
             dt: largest step of RATTLE, s; each interval of ``t`` is cut into equal ones. rtol has no effect on it.
-            off_constraints: for a state that is off the constraints by less than 1e-4 of a length: "project" it, or
-                "refuse". A state further off is refused; project it yourself with `project`.
+            off_constraints: for a state whose positions are off the constraints by less than 1e-4 of a length, or
+                whose velocities by any amount: "project" it, or "refuse". With "project" what a velocity has across
+                the constraints is always taken away, as a rod takes it away in a blow. Positions further off are
+                refused; project them yourself with `project`.
             external: a force from outside, (t, x, v) -> (..., n, d); on the torch path only.
             backend: "torch" (any device, differentiable), "numba" (compiled for the system, CPU), or "auto": numba
                 where it can be used.
@@ -369,6 +377,11 @@ class System:
             raise UserError(f"expected max_steps of at least 1, got {max_steps}")
         if external is not None and not callable(external):
             raise UserError(f"expected a function (t, x, v) -> (..., n, d) as external force, got {external!r}")
+        with torch.no_grad():
+            finite = torch.isfinite(self.energy(z))
+        if not bool(finite.all()):
+            raise UserError(f"sample {_first(~finite)} starts where the energy of {self.name} is not finite; check its "
+                            "potential there, or start elsewhere")  # fmt: skip
         return simulate(self, z, t, rtol=rtol, atol=atol, dense=dense, method=method, dt=dt, external=external,
                         backend=backend, max_steps=max_steps, progress=progress)  # fmt: skip
 
@@ -382,8 +395,15 @@ class System:
         if off_constraints not in ("project", "refuse"):
             raise UserError(f"expected off_constraints 'project' or 'refuse', got {off_constraints!r}")
         t = torch.as_tensor(t, dtype=torch.float64, device=z0.device)
-        if t.ndim != 1 or len(t) == 0 or not bool((t.diff() > 0).all()) or not bool(torch.isfinite(t).all()):
+        if t.ndim != 1 or len(t) == 0:
             raise UserError(f"expected increasing finite times of shape (T,), got shape {tuple(t.shape)}")
+        if not bool(torch.isfinite(t).all()):
+            k = _first(~torch.isfinite(t))
+            raise UserError(f"expected increasing finite times, got t[{k}] = {float(t[k])}")
+        if not bool((t.diff() > 0).all()):
+            k = _first(t.diff() <= 0) + 1
+            raise UserError(f"expected increasing finite times: t[{k}] = {float(t[k]):g} is not after "
+                            f"t[{k - 1}] = {float(t[k - 1]):g}; sort them, each once")  # fmt: skip
         z = z0.to(torch.float64)
         with torch.no_grad():
             finite = torch.isfinite(z).flatten(1).all(1)
@@ -495,6 +515,11 @@ def relax(system: System, iterations: int = 400, start: Tensor | None = None) ->
             if step < 1e-14:
                 break
     return x
+
+
+def _is_concrete(z: Tensor) -> bool:
+    """Whether numbers of z can be looked at: not under the transforms of `torch.func` nor where it is compiled."""
+    return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(z)
 
 
 def _first(mask: Tensor) -> int:

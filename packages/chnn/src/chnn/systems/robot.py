@@ -14,6 +14,7 @@ from lie.run import UserError, unknown_name
 from torch import Tensor
 
 from chnn.formats import WORLD, Motion, Shape, assemble, read_robot
+from chnn.mechanics.bodies import number
 from chnn.systems.base import System, check_count, relax
 from chnn.systems.coordinates import rotation_matrix, rotation_vector
 from chnn.systems.shapes import Mesh, cuboid, lathe, sphere
@@ -111,15 +112,18 @@ class Robot(System):
     ) -> Float[Tensor, "1 2 n 3"]:
         """The state in which the named coordinates and rates have these values and the others are 0, float64.
 
+        Several states are made by `from_angles`, which is differentiable too.
+
         Raises:
-            UserError: for a name that is not in `angle_names`, with the nearest that is.
+            UserError: for a value that is no plain number, and for a name that is not in `angle_names`, with the
+                nearest that is.
         """
         q = torch.zeros(1, 2, self.num_angles, dtype=torch.float64)
         for row, values in enumerate((angles or {}, rates or {})):
             for name, value in values.items():
                 if name not in self.angle_names:
                     raise unknown_name("coordinate", name, self.angle_names)
-                q[0, row, self.angle_names.index(name)] = value
+                q[0, row, self.angle_names.index(name)] = number(value, f"the coordinate '{name}'")
         return self.from_angles(q)
 
     def _tree_positions(self, q: Float[Tensor, "*batch a"]) -> Float[Tensor, "*batch n 3"]:
