@@ -274,7 +274,8 @@ def test_damaged_folders_are_one_line(tmp_path, fails, monkeypatch):
         (folder / "run.json").write_text(json.dumps({**stored, **change}))
         assert message in fails("simulate", "--resume", folder)
     (folder / "run.json").write_text("{")
-    assert "as JSON" in fails("simulate", "--resume", folder)
+    message = fails("simulate", "--resume", folder)
+    assert "as JSON" in message and "make the run again in another --out" in message
 
 
 def test_bad_settings_are_one_line_and_leave_nothing(tmp_path, fails, monkeypatch):

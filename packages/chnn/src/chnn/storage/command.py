@@ -13,6 +13,12 @@ from lie.run import UserError, output_directory, print_table, unknown_name
 from chnn.storage.flags import SystemFlags, flag_of
 
 
+def _shown(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Parameters for a title: of a robot the name of its file, without folder and digest."""
+    shown = {key: value for key, value in parameters.items() if key != "digest" and value not in (None, [])}
+    return {**shown, "file": Path(shown["file"]).name} if "file" in shown else shown
+
+
 def _as_flags(message: str) -> str:
     """An error of a file with its remedies as flags: ignore=('limits', 'mimic') as --ignore limits mimic."""
     message = re.sub(r"ignore=\(([^)]*)\)", lambda m: "--ignore " + " ".join(re.findall(r"[\w-]+", m[1])), message)
@@ -177,7 +183,7 @@ class Simulate(SystemFlags):
         if metrics["failed"]:
             rows.append(["trajectories that stopped early", str(metrics["failed"])])
         print_table(
-            f"{metrics['system']} {metrics['parameters']}: {metrics['trajectories']} trajectories of "
+            f"{metrics['system']} {_shown(metrics['parameters'])}: {metrics['trajectories']} trajectories of "
             f"{metrics['horizon']:g} s, rtol {metrics['rtol']:g}, {metrics['total_seconds']:.1f} s",
             ["quantity", "value"],
             rows,

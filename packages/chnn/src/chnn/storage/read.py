@@ -134,7 +134,7 @@ def read_settings(path: Path) -> Settings:
     """The settings of the run in a folder, finished or not."""
     if not path.is_dir():
         raise UserError(f"no run at {path}: the folder does not exist")
-    stored = read_json(path / RUN)
+    stored = _read_run(path)
     return Settings.from_json(stored.get("settings") if isinstance(stored, dict) else None, str(path / RUN))
 
 
@@ -142,8 +142,18 @@ def read_animation(path: Path) -> tuple[str, ...]:
     """The kinds of pictures that the run in a folder was started with."""
     if not path.is_dir():
         raise UserError(f"no run at {path}: the folder does not exist")
-    stored = read_json(path / RUN)
+    stored = _read_run(path)
     kinds = stored.get("animation", ["gif"]) if isinstance(stored, dict) else []
     if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
         raise UserError(f"{path / RUN} holds no kinds of animation: expected a list of names, got {kinds!r}")
     return tuple(kinds)
+
+
+def _read_run(path: Path) -> Any:
+    """What ``run.json`` in a folder holds."""
+    try:
+        return read_json(path / RUN)
+    except UserError as error:
+        if not (path / RUN).exists():
+            raise
+        raise UserError(f"{error}; bring the file back as it was, or make the run again in another --out") from None

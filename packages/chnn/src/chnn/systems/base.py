@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from lie.run import UserError
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from chnn.mechanics import (
     GRAVITY,
@@ -519,7 +520,7 @@ def relax(system: System, iterations: int = 400, start: Tensor | None = None) ->
 
 def _is_concrete(z: Tensor) -> bool:
     """Whether numbers of z can be looked at: not under the transforms of `torch.func` nor where it is compiled."""
-    return not torch.compiler.is_compiling() and not torch._C._functorch.is_functorch_wrapped_tensor(z)
+    return not torch.compiler.is_compiling() and peek_interpreter_stack() is None
 
 
 def _first(mask: Tensor) -> int:
