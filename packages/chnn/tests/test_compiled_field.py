@@ -224,6 +224,22 @@ def test_learnt_masses_get_their_gradients():
 
 
 @each_form
+def test_parameters_of_a_potential_get_their_gradients(form):
+    """The function of a potential keeps them where no description shows them."""
+    k = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    world = Assembly(2)
+    world.point("bob", 1.0)
+    world.potential(lambda x: k * x[..., 0, 0] ** 2)
+    system = System(world.build("spring"))
+    fast = getattr(system, f"compiled_{form}")()
+    z = torch.ones(3, 2, 1, 2, dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(fast(z)[:, 1, 0, 0].sum(), k)
+    assert float(gradient) == pytest.approx(-6.0, abs=1e-12)  # of -2 k x, three times
+    with torch.no_grad():
+        assert torch.equal(fast(z), fast(z.clone().requires_grad_())) and not fast(z).requires_grad
+
+
+@each_form
 def test_forces_without_a_compiled_form_are_told(form):
     world = Assembly(2)
     world.tether(world.point("bob", 1.0, position=(0.0, -1.0)), (0.0, 0.0), 1.0)

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from chnn.simulation.errors import Untraceable
 from chnn.simulation.kernels import kernel_of
+from chnn.simulation.run import is_learnt
 
 _ROWS = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
@@ -54,7 +55,9 @@ class CompiledField:
         }  # by dtype
         self._shape = (2, system.num_points, system.spatial_dim)
         self._size = 2 * system.num_points * system.spatial_dim
-        self._learnt = any(tensor.requires_grad for tensor in _tensors(system.description))
+        # What a potential's function uses is not in the description: the field itself tells.
+        z = torch.stack([(x := system.description.reference), torch.zeros_like(x)])[None]
+        self._learnt = any(tensor.requires_grad for tensor in _tensors(system.description)) or is_learnt(system, z)
 
     def __call__(
         self,

@@ -55,7 +55,7 @@ def simulate(
         raise UserError("method 'dop853' finds its own steps and takes no dt; give rtol, or method='rattle'")
     if len(t) == 1:
         return z0.unsqueeze(1)
-    learnt = _is_learnt(system, z0, t, external)
+    learnt = is_learnt(system, z0, t, external)
     wants_gradient = torch.is_grad_enabled() and (z0.requires_grad or learnt)
     reason = ""
     if wants_gradient:
@@ -91,8 +91,14 @@ def simulate(
         )
 
 
-def _is_learnt(system: Any, z0: Tensor, t: Tensor, external: Callable[[Tensor, Tensor, Tensor], Tensor] | None) -> bool:
+def is_learnt(
+    system: Any,
+    z0: Float[Tensor, "B 2 n d"],
+    t: Float[Tensor, " T"] | None = None,
+    external: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
+) -> bool:
     """Whether the motion depends on a tensor that requires gradients: a parameter of a force, masses."""
     with torch.inference_mode(False), torch.enable_grad():
-        z, now = z0.detach().clone(), t[:1].clone().expand(len(z0)).reshape(-1, *[1] * (z0.ndim - 2))
+        z = z0.detach().clone()
+        now = None if t is None else t[:1].clone().expand(len(z)).reshape(-1, *[1] * (z.ndim - 2))
         return system.field(z, now, external).requires_grad
