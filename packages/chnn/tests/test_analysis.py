@@ -151,6 +151,22 @@ def test_a_graze_between_two_times_of_the_grid_is_found(held: int | None, monkey
     assert found.times.diff() < 0.05
 
 
+@pytest.mark.parametrize("value", [0.5, 0.5 + 2 * math.pi])
+def test_a_length_is_no_angle(value: float):
+    """A cart that coasts 10 m passes a place once, and not again a turn further on."""
+    system = CartPole()
+    z0 = system.from_angles(torch.tensor([[[0.0, 0.0], [2.0, 0.0]]], dtype=torch.float64))
+    found = poincare(system, z0, 5.0, coordinate(system, f"angle0={value}"), rtol=1e-12)
+    torch.testing.assert_close(found.times, torch.tensor([value / 2.0], dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_length_coordinates_of_robots(tmp_path):
+    (tmp_path / "crane.xml").write_text("""<mujoco><worldbody><body name="cart">
+      <joint name="rail" type="slide" axis="1 0 0"/><joint name="swing" type="hinge" axis="0 1 0"/>
+      <geom type="box" size="0.1 0.2 0.3" mass="1" pos="0 0 -0.5"/></body></worldbody></mujoco>""")
+    assert System.from_file(tmp_path / "crane.xml").length_coordinates == (0,)
+
+
 def test_conservation_measures_what_is_conserved(tmp_path):
     system = Gyroscope()
     t = torch.linspace(0, 1, 51, dtype=torch.float64)

@@ -56,7 +56,8 @@ def coordinate(system: System, text: str) -> Section:
     """The section that a text names: a coordinate and a value.
 
     ``x0.1=0.5`` is the position of point 0 along axis 1 (m), ``v0.1`` its velocity (m/s), 0 where no value is given;
-    ``angle0`` and ``rate0`` are the first angle (rad) and its rate, for systems that have angles; a robot's are called
+    ``angle0`` and ``rate0`` are the first angle (rad) and its rate, for systems that have angles (a place of a cart or
+    slide, m, among them); a robot's are called
     by name too, ``elbow=0.2`` and ``rate:elbow``.
 
     Raises:
@@ -94,6 +95,8 @@ def coordinate(system: System, text: str) -> Section:
         raise UserError(f"{system.name} has {count or 'no'} angles, got the section {text!r}; use x0.1 or v0.1")
     if kind == "rate":
         return lambda z: to_angles(z)[..., 1, index] - value
+    if index in getattr(system, "length_coordinates", ()):
+        return lambda z: to_angles(z)[..., 0, index] - value
     # Periodic: the jump half a turn away is no crossing, and is dropped since g is not small there.
     return lambda z: torch.remainder(to_angles(z)[..., 0, index] - value + torch.pi, 2 * torch.pi) - torch.pi
 

@@ -43,6 +43,11 @@ class Motion:
     axes: np.ndarray
     names: tuple[str, ...]
 
+    @property
+    def num_lengths(self) -> int:
+        """How many of the coordinates, the first, are in metres."""
+        return 3 if self.kind == "free" else len(self.slides)
+
 
 @dataclass(frozen=True)
 class _Pose:

@@ -56,6 +56,11 @@ class CartPole(System):
         """The cart's place and the pole's angle."""
         return 2
 
+    @property
+    def length_coordinates(self) -> tuple[int, ...]:
+        """Which of them are lengths, m."""
+        return (0,)
+
     def control(self, push: Callable[[Tensor, Tensor, Tensor], Tensor]) -> External:
         """A horizontal push on the cart, (t, x, v) -> newtons (...), as an external force for `simulate`."""
 

@@ -41,6 +41,11 @@ class _OneBody(System):
         """Three of orientation, and three of position for a free body."""
         return 3 if self.pivot is not None else 6
 
+    @property
+    def length_coordinates(self) -> tuple[int, ...]:
+        """Which of them are lengths, m."""
+        return () if self.pivot is not None else (0, 1, 2)
+
     def to_angles(self, z: Float[Tensor, "*batch 2 4 3"]) -> Float[Tensor, "*batch 2 a"]:
         """The rotation vector (rad, of at most half a turn) and its rate; before it, for a free body, the centre."""
         x, v = self._split(z)

@@ -90,6 +90,13 @@ class Robot(System):
         """Number of coordinates of the tree."""
         return len(self.angle_names)
 
+    @property
+    def length_coordinates(self) -> tuple[int, ...]:
+        """Which coordinates are lengths, m."""
+        ends = np.cumsum([0, *(len(motion.names) for motion in self._motions)])
+        return tuple(int(end) + k for end, motion in zip(ends, self._motions, strict=False)
+                     for k in range(motion.num_lengths))  # fmt: skip
+
     def to_angles(self, z: Float[Tensor, "*batch 2 n 3"]) -> Float[Tensor, "*batch 2 a"]:
         """Coordinates and their rates; angles in (-pi, pi], rotation vectors of at most half a turn."""
         x, v = self._split(z)
