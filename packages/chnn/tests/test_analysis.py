@@ -160,6 +160,13 @@ def test_a_length_is_no_angle(value: float):
     torch.testing.assert_close(found.times, torch.tensor([value / 2.0], dtype=torch.float64), rtol=0, atol=1e-9)
 
 
+def test_sections_are_labelled_in_the_units_of_their_coordinates(tmp_path, capsys):
+    arguments = ["--horizon", "3", "--trajectories", "2", "--exponents", "0", "--section", "angle1"]
+    out = str(tmp_path / "out")
+    assert main(["analyse", "cart-pole", *arguments, "--axes", "angle0", "rate1", "--out", out]) == 0
+    assert "drawn as rate1 (rad/s) over angle0 (m)" in capsys.readouterr().out
+
+
 def test_length_coordinates_of_robots(tmp_path):
     (tmp_path / "crane.xml").write_text("""<mujoco><worldbody><body name="cart">
       <joint name="rail" type="slide" axis="1 0 0"/><joint name="swing" type="hinge" axis="0 1 0"/>

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from liederivative import lie_derivatives
+from liederivative import VectorFields, lie_derivatives
 from liederivative.derivative import LADDER
 from liederivative.derivative.forward_mode import LeanForwardMode
 from torch import nn
@@ -64,6 +64,24 @@ def test_samples_by_vmap_too():
     with LeanForwardMode():
         found = torch.func.vmap(along)(x, v)
     torch.testing.assert_close(found, along(x, v), rtol=1e-12, atol=1e-13)
+
+
+def test_a_model_that_takes_a_gradient_itself():
+    """Forces from an energy: the derivative runs through `torch.func.grad`, in which layers need a backward pass."""
+    first, second = normal(16, 6), normal(1, 16)
+
+    def forces(x: torch.Tensor) -> torch.Tensor:
+        return -torch.func.grad(lambda u: F.linear(F.gelu(F.linear(u, first)), second).sum())(x)
+
+    x, v = normal(4, 6), normal(4, 6, seed=1)
+    expected = torch.func.jvp(forces, (x,), (v,))[1]
+    assert expected.abs().max() > 0.1
+    with LeanForwardMode():
+        torch.testing.assert_close(torch.func.jvp(forces, (x,), (v,))[1], expected, rtol=1e-12, atol=1e-13)
+    # By the rung of forward mode as by the rules.
+    found = [lie_derivatives(forces, x, "grow", action=VectorFields({"grow": lambda z: z}), output="invariant",
+                              ladder=ladder).derivatives for ladder in (LADDER[:1], LADDER[3:4])]  # fmt: skip
+    torch.testing.assert_close(found[1], found[0], rtol=1e-11, atol=1e-12)
 
 
 def test_constant_weights_have_no_part():

@@ -199,7 +199,12 @@ def _draw_section(
     axes = figure.subplots()
     axes.scatter(x.cpu(), y.cpu(), s=2, c=crossings.sample.cpu() % 10, cmap="tab10", vmin=0, vmax=9, linewidths=0)
     units = {"x": "m", "v": "m/s", "angle": "rad", "rate": "rad/s"}
-    labels = [f"{name} ({units[kind]})" if (kind := name.rstrip("0123456789.")) in units else name for name in names]
+    for k in getattr(system, "length_coordinates", ()):
+        units |= {f"angle{k}": "m", f"rate{k}": "m/s"}
+    labels = [
+        f"{name} ({unit})" if (unit := units.get(name) or units.get(name.rstrip("0123456789."))) else name
+        for name in names
+    ]
     axes.set(xlabel=labels[0], ylabel=labels[1], title=f"section {title}")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)

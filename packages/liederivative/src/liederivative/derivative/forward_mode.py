@@ -2,7 +2,8 @@ r"""Torch's forward mode for many tangents at once, without what they and consta
 
 Of a product or convolution :math:`y = W x + b` torch takes all of :math:`\dot y = W \dot x + \dot W x + \dot b`, also
 where weights and biases do not move: a product with zeros, and two sums over all tangents. The slope of a GELU it finds
-again for every tangent. Here the zeros are left out, and the slope is found once.
+again for every tangent. Here the zeros are left out, and the slope is found once. Where a model takes a gradient of its
+own, such as forces from an energy, all within it is left to torch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor  # type: ignore[import-not-found]
+from torch._C._functorch import (  # type: ignore[import-not-found]
+    TransformType,
+    get_interpreter_stack,
+    is_functorch_wrapped_tensor,
+)
 from torch.nn import functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 
@@ -33,6 +38,8 @@ class LeanForwardMode(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Torch's hook."""
         kwargs = kwargs or {}
+        if (func not in _AXES and func is not F.gelu) or _within_gradient():
+            return func(*args, **kwargs)
         if func in _AXES and len(args) >= 2 and not kwargs:
             x, weight, bias = args[0], args[1], args[2] if len(args) > 2 else None
             axes = _AXES[func]
@@ -79,6 +86,11 @@ class _GELU(torch.autograd.Function):
     def jvp(ctx: Any, along: Tensor, *_: Any) -> Tensor:  # type: ignore[override]
         (x,) = ctx.saved_tensors
         return along * torch.ops.aten.gelu_backward(torch.ones_like(x), x, approximate=ctx.approximate)
+
+
+def _within_gradient() -> bool:
+    """Whether a `torch.func.grad` or ``vjp`` is under way."""
+    return any(level.key() == TransformType.Grad for level in get_interpreter_stack() or ())
 
 
 def _moves(a: Any) -> bool:

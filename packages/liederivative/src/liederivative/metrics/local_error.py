@@ -66,7 +66,8 @@ class LEE:
     output_squared: Float[Tensor, "G *shape"] | None = None
     """mean over images of ``|L_X f|^2``, per output"""
     float64_difference: float = math.nan
-    """largest relative difference of ``squared`` of the first image from float64; NaN if it was not checked"""
+    """largest difference from float64 of the first image's root mean squares, each relative to its own or to a
+    thousandth of the largest generator's, whichever is more; NaN if it was not checked"""
 
     @property
     def mean_absolute(self) -> dict[str, float]:
@@ -104,7 +105,7 @@ class LEE:
         return self._by_name(_standard_error(self.squared))
 
     def interval(self, measure: Measure = "squared", level: float = 0.95) -> dict[str, tuple[float, float]]:
-        """Student's confidence interval of the mean over images, by generator, above 0; NaN for a single image.
+        """Student's confidence interval of the mean over images, by generator, of at least 0; NaN for a single image.
 
         Args:
             measure: which of the per-image values.

@@ -71,7 +71,7 @@ def attention_tangents(
     L, S = q.shape[-2], k.shape[-2]  # noqa: N806
     bias = None if bias is None else bias.expand(*q.shape[:-1], S)
     db = None if db is None else db.expand(-1, *q.shape[:-1], S)
-    step = max(1, CACHED // max(1, heads * L * S))
+    step = max(1, (CACHED if q.device.type == "cpu" else HELD) // max(1, heads * L * S))
     for start in range(0, len(q), step):
         chunk = slice(start, start + step)
 
@@ -117,6 +117,8 @@ def attention_tangents(
 CACHED = 200_000
 """Entries of attention maps that are worked on at once: with their tangents less than two megabytes in single
 precision, about a core's cache."""
+HELD = 2**26
+"""The same on an accelerator, where many small products cost more than memory: a quarter of a gigabyte a map."""
 
 
 RULES = dict.fromkeys(
