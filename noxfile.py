@@ -1,6 +1,6 @@
 """Every check and every build of the monorepo, one nox session each; ``nox -l`` lists them.
 
-``nox`` alone runs lint, the tests of the four members and the integration tests. A session makes its own
+``nox`` alone runs lint, the tests of the members and the integration tests. A session makes its own
 environment: the tests of a member see that member and the core, never a sibling, and prove it.
 """
 
@@ -15,75 +15,29 @@ import tempfile
 import tomllib
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from email import message_from_string
 from pathlib import Path
 
 import nox
+
+ROOT = Path(__file__).parent.resolve()
+sys.path.insert(0, str(ROOT / "integration_tests"))  # nox loads this file without its folder on the path
+
+from members import Member, members  # noqa: E402
 
 nox.needs_version = ">=2025.5.1"  # the first with `requires`
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "tests", "integration"]
 
-ROOT = Path(__file__).parent.resolve()
 DIST = ROOT / "dist"
 DATA = ROOT.parent / "shared" / "data"  # real data beside a checkout; absent in a public clone
 KEEP_MEMORY = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")  # settings of glibc
 PARALLEL = ("-n", "auto", "--maxprocesses", "8", "--dist", "worksteal")  # of pytest-xdist; `-- -n 0` for one process
-MINIMUM_COVERAGE = 85  # per cent of lines and branches, all four members together
+MINIMUM_COVERAGE = 85  # per cent of lines and branches, all members together
 
-
-@dataclass(frozen=True)
-class Member:
-    """One distribution of this repository."""
-
-    name: str
-    """Import name, and the name of the session's parameter."""
-    folder: str
-    """Folder from the root."""
-    distribution: str
-    """Name under which pip knows it."""
-    use: str
-    """One line of Python that does something real with an installed copy."""
-
-
-CORE = Member(
-    "lie",
-    "shared/lie",
-    "lie-core",
-    "import lie, torch; G = lie.groups.SO3(); a = torch.tensor([0.1, 0.2, 3.0]); "
-    "torch.testing.assert_close(G.log(G.exp(a)), a); print('lie', lie.__version__)",
-)
-PACKAGES = (
-    Member(
-        "lieconv",
-        "packages/lieconv",
-        "lieconv",
-        "import lieconv, torch; from lie.groups import SE2; "
-        "layer = lieconv.LieConv(1, 4, group=SE2(), num_neighbors=8); "
-        "y = layer(torch.randn(2, 16, 2), torch.randn(2, 16, 1), torch.ones(2, 16, dtype=torch.bool)); "
-        "assert y.isfinite().all() and y.shape[-1] == 4; print('lieconv', tuple(y.shape))",
-    ),
-    Member(
-        "liederivative",
-        "packages/liederivative",
-        "liederivative",
-        "import liederivative, torch; model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)); "
-        "d = liederivative.lie_derivative(model, torch.rand(2, 3, 8, 8), 'rotate'); "
-        "assert d.shape == (2, 5) and d.isfinite().all(); print('liederivative', tuple(d.shape))",
-    ),
-    Member(
-        "chnn",
-        "packages/chnn",
-        "chnn",
-        "import chnn.systems, torch; system = chnn.systems.ChainPendulum(links=2); "
-        "z0 = system.sample(1, generator=torch.Generator().manual_seed(0)); "
-        "z = system.simulate(z0, torch.linspace(0, 0.5, 6)); e = system.energy(z); "
-        "assert z.shape == (1, 6, 2, 2, 2) and (e - e[:, :1]).abs().max() < 1e-4; print('chnn', tuple(z.shape))",
-    ),
-)
-MEMBERS = (CORE, *PACKAGES)
+MEMBERS = members(ROOT)
+CORE = MEMBERS[0]
 
 each_member = nox.parametrize("member", [nox.param(member, id=member.name) for member in MEMBERS])
 
@@ -92,11 +46,13 @@ each_member = nox.parametrize("member", [nox.param(member, id=member.name) for m
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff's rules and format; imports point down only; one version per name in the lock; no local paths."""
-    session.install(*locked("ruff"))
+    """Ruff's rules and format; imports point down; members listed; one version per name in the lock; no local paths."""
+    session.install(*locked("ruff", "import-linter"))
     session.run("ruff", "check", *session.posargs, ".")
     session.run("ruff", "format", "--check", ".")
     session.run("python", "integration_tests/check_architecture.py")
+    sources = os.pathsep.join(str(ROOT / member.folder / "src") for member in MEMBERS)
+    session.run("lint-imports", env={"PYTHONPATH": sources})  # read as text: no member is installed or run
 
 
 @nox.session
@@ -105,15 +61,15 @@ def tests(session: nox.Session, member: Member) -> None:
     """The tests of one member, in an environment that holds it and the core only."""
     install_editable(session, member)
     assert_alone(session, member)
-    session.run("pytest", f"{member.folder}/tests", *PARALLEL, *session.posargs, env=test_environment())
+    session.run("pytest", *selection(session, f"{member.folder}/tests"), env=test_environment())
 
 
 @nox.session
 def integration(session: nox.Session) -> None:
     """What crosses between the packages, the README's examples, and the tools of this repository."""
     install_editable(session, *MEMBERS)
-    session.install(*locked("griffelib"))
-    session.run("pytest", "integration_tests", *PARALLEL, *session.posargs, env=test_environment())
+    session.install(*locked("griffelib", "import-linter"))
+    session.run("pytest", *selection(session, "integration_tests"), env=test_environment())
 
 
 # --- checks on request ---
@@ -131,7 +87,7 @@ def typecheck(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """All tests in one environment under coverage; fails below the threshold."""
     install_editable(session, *MEMBERS)
-    session.install(*locked("coverage", "griffelib"))
+    session.install(*locked("coverage", "griffelib", "import-linter"))
     session.run("coverage", "erase")
     folders = [f"{member.folder}/tests" for member in MEMBERS]
     session.run(
@@ -153,13 +109,14 @@ def docs(session: nox.Session) -> None:
 @each_member
 def bench(session: nox.Session, member: Member) -> None:
     """The benchmarks of one member, each against a baseline in the same run; installs the peers it names."""
-    install_editable(session, member, extras=("test", *(["bench"] if "bench" in extras_of(member) else [])))
+    install_editable(session, member, extras=("test", *({"bench"} & member.extras.keys())))
     # One thread, unless asked otherwise: ratios then depend neither on the machine's cores nor on what else runs.
     # Freed memory is kept: to be given fresh pages for every large result costs more than most arithmetic.
     settings = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", **dict.fromkeys(KEEP_MEMORY, str(2**33))}
     environment = {name: os.environ.get(name, value) for name, value in settings.items()}
     folder = f"{member.folder}/benchmarks"
-    session.run("pytest", folder, "-s", "--benchmark-columns=min,median,rounds", *session.posargs, env=environment)
+    options = ("-s", "--benchmark-columns=min,median,rounds")
+    session.run("pytest", *selection(session, folder, options), env=environment)
 
 
 @nox.session(default=False)
@@ -174,7 +131,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def build(session: nox.Session) -> None:
-    """Four sdists and, from each sdist alone, its wheel, in ``dist/``; their metadata is checked."""
+    """The sdists and, from each sdist alone, its wheel, in ``dist/``; their metadata is checked."""
     uses_uv = session.venv_backend == "uv"
     session.install(f"build[{'uv' if uses_uv else 'virtualenv'}]")
     installer = ["--installer", "uv"] if uses_uv else []
@@ -235,10 +192,14 @@ def install_editable(session: nox.Session, *members: Member, extras: Iterable[st
     session.install("--no-deps", *(argument for member in own for argument in ("-e", f"./{member.folder}")))
 
 
-def extras_of(member: Member) -> dict[str, list[str]]:
-    """The extras that a member declares."""
-    project = tomllib.loads((ROOT / member.folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return project["optional-dependencies"]
+def selection(session: nox.Session, folder: str, options: Iterable[str] = PARALLEL) -> list[str]:
+    """Arguments of pytest: ``options`` and what follows ``--``; ``folder`` too, unless that names a path to run.
+
+    A word counts as a path if it has a slash or ends in ``.py`` and the file exists: ``-k docs`` names no folder.
+    """
+    paths = [word.partition("::")[0] for word in session.posargs]
+    paths = [path for path in paths if ("/" in path or path.endswith(".py")) and (ROOT / path).exists()]
+    return [*([] if paths else [folder]), *options, *session.posargs]
 
 
 def one_thread() -> dict[str, str]:
@@ -269,9 +230,9 @@ def check_installed(session: nox.Session, member: Member) -> None:
     """``member`` is alone, its command answers ``--help``, and its one line of use works; all away from the tree."""
     with tempfile.TemporaryDirectory() as folder, session.chdir(folder):
         assert_alone(session, member)
-        if member is not CORE:
+        if not member.is_core:
             session.run(member.name, "--help", silent=True)  # shown if it fails
-        session.run("python", "-I", "-c", member.use)
+        session.run("python", "-I", "-c", member.smoke_test)
 
 
 def own_names(member: Member) -> list[str]:
@@ -281,7 +242,7 @@ def own_names(member: Member) -> list[str]:
 
 def core_pin() -> str:
     """The range of core releases that this tree works with, such as ``>=0.1,<0.2``."""
-    project = tomllib.loads((ROOT / CORE.folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = CORE.project
     major, minor = project["version"].split(".")[:2]
     return f">={major}.{minor},<{major}.{int(minor) + 1}"
 
@@ -290,7 +251,7 @@ def stage_member(member: Member, target: Path) -> None:
     """Copy ``member`` to ``target`` with the licence, and with the core's release in place of its path."""
     shutil.copytree(ROOT / member.folder, target, ignore=shutil.ignore_patterns("__pycache__", "dist", ".*"))
     shutil.copy(ROOT / "LICENSE", target)
-    if member is CORE:
+    if member.is_core:
         return
     manifest = target / "pyproject.toml"
     text = manifest.read_text(encoding="utf-8")
@@ -324,7 +285,7 @@ def check_distribution(session: nox.Session, member: Member, staged: Path) -> No
         session.error(f"{wheel.name} lacks {missing}")
     if not any(name.endswith("LICENSE") for name in held):
         session.error(f"{wheel.name} lacks the LICENSE")
-    wanted = [] if member is CORE else [CORE.distribution + core_pin()]
+    wanted = [] if member.is_core else [CORE.distribution + core_pin()]
     for name, text in metadata.items():
         requirements = message_from_string(text).get_all("Requires-Dist") or []
         pins = [re.sub(r"[\s()]", "", line) for line in requirements if line.startswith(CORE.distribution)]

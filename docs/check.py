@@ -17,12 +17,10 @@ from pathlib import Path
 
 import griffe
 
-SOURCES = {
-    "lie": "shared/lie/src",
-    "lieconv": "packages/lieconv/src",
-    "liederivative": "packages/liederivative/src",
-    "chnn": "packages/chnn/src",
-}
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "integration_tests"))  # where `members` is
+
+from members import members  # noqa: E402
 
 FENCE = re.compile(r"^( {0,3})(`{3,}|~{3,})[^\n]*\n.*?^ {0,3}\2[`~]*\s*?$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"(`+).+?\1", re.DOTALL)
@@ -164,13 +162,12 @@ def markdown_pages(root: Path) -> list[Path]:
 
 def main() -> int:
     """Check this repository; 1 if anything is wrong."""
-    root = Path(__file__).resolve().parents[1]
-    pages = markdown_pages(root)
-    packages = load({name: root / folder for name, folder in SOURCES.items()})
+    pages = markdown_pages(ROOT)
+    packages = load({member.name: ROOT / member.folder / "src" for member in members(ROOT)})
     found = [
-        *link_violations(root, pages),
+        *link_violations(ROOT, pages),
         *docstring_violations(packages),
-        *reference_violations(packages, root / "docs/reference"),
+        *reference_violations(packages, ROOT / "docs/reference"),
     ]
     names = sum(len(module.exports or ()) for package in packages.values() for module in modules(package))
     print("\n".join(found) if found else f"documentation: {len(pages)} pages, {names} public names, nothing missing")

@@ -1,9 +1,10 @@
 """The rules of this repository that no linter knows; standard library only.
 
-1. Arrows point down: a package imports no sibling, the core imports no package, and inside a member a
-   room imports no room above it (`ROOMS_ABOVE`).
-2. ``poetry.lock`` holds one version per name: two of one nvidia library make ``import torch`` crash.
-3. No file names a path or a host of the machine it was written on.
+1. A package imports no sibling, and the core imports no package, in tests, examples and benchmarks too. The order of
+   the subpackages inside a member is import-linter's to check (``[tool.importlinter]`` in ``pyproject.toml``).
+2. Every member stands in each list of members that has to be written by hand (`unlisted_members`).
+3. ``poetry.lock`` holds one version per name: two of one nvidia library make ``import torch`` crash.
+4. No file names a path or a host of the machine it was written on.
 
 Run it at the root; it prints one line per violation and exits with 1 if there is one.
 """
@@ -19,36 +20,9 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-CORE = "lie"
-FOLDERS = {
-    "lie": "shared/lie",
-    "lieconv": "packages/lieconv",
-    "liederivative": "packages/liederivative",
-    "chnn": "packages/chnn",
-}
+sys.path.insert(0, str(Path(__file__).parent))  # tests load this file without its folder on the path
 
-CHNN_ABOVE = ("systems", "simulation", "models", "training", "evaluation", "animation", "storage", "analysis", "cli")
-# Room -> rooms of the same member that stand above it and that it therefore never imports.
-ROOMS_ABOVE: dict[str, tuple[str, ...]] = {
-    "lie.groups": ("autodiff", "integrators", "testing"),
-    "lie.autodiff": ("integrators", "testing"),
-    "lie.integrators": ("testing",),
-    "lie.run": ("groups", "autodiff", "integrators", "testing"),
-    "lieconv.geometry": ("nn", "models", "data", "training", "cli"),
-    "lieconv.nn": ("models", "data", "training", "cli"),
-    "lieconv.models": ("data", "training", "cli"),
-    "lieconv.data": ("nn", "models", "training", "cli"),
-    "lieconv.training": ("cli",),
-    "liederivative.actions": ("derivative", "metrics", "zoo", "sweep", "report", "cli"),
-    "liederivative.derivative": ("metrics", "zoo", "sweep", "report", "cli"),
-    "liederivative.metrics": ("zoo", "sweep", "report", "cli"),
-    "chnn.mechanics": CHNN_ABOVE,
-    "chnn.formats": CHNN_ABOVE,
-    "chnn.models": ("systems", "simulation", "training", "evaluation", "animation", "storage", "analysis", "cli"),
-    "chnn.systems": ("models", "training", "evaluation", "animation", "storage", "analysis", "cli"),
-    "chnn.animation": ("storage", "analysis", "cli"),
-    "chnn.storage": ("analysis", "cli"),
-}
+from members import members
 
 # A path below a folder that only one machine has, or an address of this or a private network.
 # The lookbehind leaves URLs, relative paths and longer names alone.
@@ -80,22 +54,44 @@ def imported_modules(source: str, module: str) -> Iterator[tuple[int, str]]:
 
 
 def import_violations(root: Path) -> list[str]:
-    """Imports of a sibling, of a package by the core, and of a room by one that stands below it."""
-    found = []
-    for member, folder in FOLDERS.items():
-        others = set(FOLDERS) - {member, CORE}
-        for path in sorted((root / folder).rglob("*.py")):
+    """Imports of a sibling by a package, and of a package by the core."""
+    violations = []
+    listed = members(root)
+    for member in listed:
+        forbidden = {other.name for other in listed if other != member and not other.is_core}
+        reason = "the core imports no package" if member.is_core else "a package imports no sibling"
+        for path in sorted((root / member.folder).rglob("*.py")):
             where = path.relative_to(root).as_posix()
-            module = _module_name(path, root / folder)
+            module = _module_name(path, root / member.folder)
             for line, name in imported_modules(path.read_text(encoding="utf-8"), module):
-                top, *rooms = name.split(".")
-                if top in others:
-                    kind = "the core knows no package" if member == CORE else "a package knows no sibling"
-                    found.append(f"{where}:{line}: imports {name}: {kind}")
-                room = ".".join(module.split(".")[:2])
-                if top == member and rooms and rooms[0] in ROOMS_ABOVE.get(room, ()):
-                    found.append(f"{where}:{line}: imports {name}, which stands above {room}")
-    return found
+                if name.split(".")[0] in forbidden:
+                    violations.append(f"{where}:{line}: imports {name}: {reason}")
+    return violations
+
+
+def unlisted_members(root: Path) -> list[str]:
+    """Lists of members in ``pyproject.toml`` and ``mkdocs.yml`` that lack a member."""
+    tool = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    site = (root / "mkdocs.yml").read_text(encoding="utf-8")
+    contracts = tool["importlinter"]["contracts"]
+    ordered = {container for contract in contracts for container in contract.get("containers", ())}
+    violations = []
+    for member in members(root):
+        source = f"{member.folder}/src"
+        lists = {
+            "[tool.poetry.dependencies] of pyproject.toml": member.distribution in tool["poetry"]["dependencies"],
+            "[tool.pyright] include of pyproject.toml": source in tool["pyright"]["include"],
+            "[tool.coverage.run] source_pkgs of pyproject.toml": member.name in tool["coverage"]["run"]["source_pkgs"],
+            "[tool.importlinter] root_packages of pyproject.toml": member.name in tool["importlinter"]["root_packages"],
+            "the containers of [[tool.importlinter.contracts]] of pyproject.toml": member.name in ordered,
+            "the paths of mkdocstrings in mkdocs.yml": re.search(rf"[\[ ]{re.escape(source)}[],\s]", site) is not None,
+        }
+        violations += [
+            f"{member.folder}: {member.name} is missing in {where}"
+            for where, is_listed in lists.items()
+            if not is_listed
+        ]
+    return violations
 
 
 def _module_name(path: Path, folder: Path) -> str:
@@ -113,15 +109,15 @@ def lock_violations(lock: Path) -> list[str]:
 
 def path_violations(root: Path, names: list[str]) -> list[str]:
     """Lines of the text files ``names`` below ``root`` that hold a path or a host of one machine."""
-    found = []
+    violations = []
     for name in names:
         path = root / name
         if path.suffix not in TEXT or not path.is_file():
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
             if match := LOCAL.search(line):
-                found.append(f"{name}:{number}: names the local path or host {match[0]!r}")
-    return found
+                violations.append(f"{name}:{number}: names the local path or host {match[0]!r}")
+    return violations
 
 
 def tracked(root: Path) -> list[str]:
@@ -136,9 +132,14 @@ def main() -> int:
     # The patterns themselves, and the tests that show them at work, would be found.
     own = {"integration_tests/check_architecture.py", "integration_tests/test_tooling.py"}
     names = [name for name in tracked(root) if name not in own]
-    found = [*import_violations(root), *lock_violations(root / "poetry.lock"), *path_violations(root, names)]
-    print("\n".join(found) if found else f"architecture: {len(names)} files, no violation")
-    return 1 if found else 0
+    violations = [
+        *import_violations(root),
+        *unlisted_members(root),
+        *lock_violations(root / "poetry.lock"),
+        *path_violations(root, names),
+    ]
+    print("\n".join(violations) if violations else f"architecture: {len(names)} files, no violation")
+    return 1 if violations else 0
 
 
 if __name__ == "__main__":

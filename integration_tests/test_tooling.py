@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +41,17 @@ def write(path: Path, text: str) -> Path:
 
 # --- imports point down ---
 
+MEMBERS = {"lie": "shared/lie", **{name: f"packages/{name}" for name in ("lieconv", "liederivative", "chnn")}}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository with the four members, each an empty package."""
+    for name, folder in MEMBERS.items():
+        write(tmp_path / folder / "pyproject.toml", f'[project]\nname = "{name}"\n')
+        write(tmp_path / folder / "src" / name / "__init__.py", "")
+    return tmp_path
+
 
 @pytest.mark.parametrize(
     ("file", "line"),
@@ -53,17 +66,12 @@ def write(path: Path, text: str) -> Path:
         ("packages/chnn/examples/a.py", "import lieconv"),
         ("shared/lie/src/lie/groups/a.py", "import lieconv"),
         ("shared/lie/tests/test_a.py", "from chnn.systems import ChainPendulum"),
-        ("shared/lie/src/lie/groups/a.py", "from lie.testing import check_group"),
-        ("shared/lie/src/lie/groups/a.py", "from lie import autodiff"),
-        ("packages/lieconv/src/lieconv/geometry/a.py", "from ..nn import conv"),
-        ("packages/lieconv/src/lieconv/geometry/__init__.py", "from ..nn import conv"),
-        ("packages/chnn/src/chnn/mechanics/a.py", "from chnn.models import CHNN"),
     ],
 )
-def test_a_forbidden_import_is_found(tmp_path: Path, file: str, line: str) -> None:
-    write(tmp_path / file, f"{line}\n")
-    (found,) = architecture.import_violations(tmp_path)
-    assert found.startswith(f"{file}:{len(line.splitlines())}: imports ")
+def test_an_import_of_a_sibling_is_an_error(repository: Path, file: str, line: str) -> None:
+    write(repository / file, f"{line}\n")
+    (violation,) = architecture.import_violations(repository)
+    assert violation.startswith(f"{file}:{len(line.splitlines())}: imports ")
 
 
 @pytest.mark.parametrize(
@@ -72,12 +80,102 @@ def test_a_forbidden_import_is_found(tmp_path: Path, file: str, line: str) -> No
         ("packages/lieconv/src/lieconv/models/a.py", "from lie.groups import SE2\nfrom lieconv.nn import LieConv"),
         ("packages/lieconv/src/lieconv/models/a.py", "import torch, chnnlike\ntext = 'import chnn'"),
         ("packages/lieconv/src/lieconv/nn/a.py", "from ..geometry import frames\nfrom . import conv"),
-        ("shared/lie/src/lie/testing/a.py", "from lie.groups import LieGroup"),
     ],
 )
-def test_an_allowed_import_is_not(tmp_path: Path, file: str, line: str) -> None:
-    write(tmp_path / file, f"{line}\n")
-    assert architecture.import_violations(tmp_path) == []
+def test_an_import_of_the_core_is_allowed(repository: Path, file: str, line: str) -> None:
+    write(repository / file, f"{line}\n")
+    assert architecture.import_violations(repository) == []
+
+
+def test_a_new_package_is_a_member(repository: Path) -> None:
+    write(repository / "packages/fourth/pyproject.toml", '[project]\nname = "fourth"\n')
+    write(repository / "packages/fourth/src/fourth/__init__.py", "import chnn\n")
+    names = [member.name for member in architecture.members(repository)]
+    assert names == ["lie", "chnn", "fourth", "lieconv", "liederivative"]
+    (violation,) = architecture.import_violations(repository)
+    assert "fourth/__init__.py:1: imports chnn: a package imports no sibling" in violation
+
+
+def test_a_member_that_a_list_lacks_is_an_error(repository: Path) -> None:
+    for name in ("pyproject.toml", "mkdocs.yml"):
+        shutil.copy(ROOT / name, repository)
+    core = repository / "shared/lie/pyproject.toml"
+    core.write_text(core.read_text(encoding="utf-8").replace('"lie"', '"lie-core"'), encoding="utf-8")
+    assert architecture.unlisted_members(repository) == []
+    write(repository / "packages/fourth/pyproject.toml", '[project]\nname = "fourth"\n')
+    write(repository / "packages/fourth/src/fourth/__init__.py", "")
+    violations = architecture.unlisted_members(repository)
+    assert len(violations) == 6  # one a list
+    assert all(violation.startswith("packages/fourth: fourth is missing in ") for violation in violations)
+
+
+def test_a_folder_without_a_package_is_an_error(repository: Path) -> None:
+    write(repository / "packages/fourth/pyproject.toml", '[project]\nname = "fourth"\n')
+    with pytest.raises(ValueError, match="expected one package in packages/fourth/src, got none"):
+        architecture.members(repository)
+
+
+def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
+    """Run import-linter over the sources below ``root``, which precede the installed members on the path."""
+    sources = os.pathsep.join(str(root / folder / "src") for folder in MEMBERS.values())
+    environment = {**os.environ, "PYTHONPATH": sources}
+    command = [str(Path(sys.executable).with_name("lint-imports")), "--no-cache"]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the members' sources and of the configuration of import-linter."""
+    root = tmp_path_factory.mktemp("sources")
+    for folder in MEMBERS.values():
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / folder / "src", root / folder / "src", ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", root)
+    return root
+
+
+def test_the_layers_are_kept(sources: Path) -> None:
+    done = lint_imports(sources)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "message"),
+    [
+        ("shared/lie/src/lie/groups/names.py", "from lie.testing import check_group", "lie.groups -> lie.testing"),
+        ("shared/lie/src/lie/run/seeds.py", "from lie import groups", "lie.run -> lie.groups"),
+        ("packages/lieconv/src/lieconv/geometry/cloud.py", "from ..nn import conv", "lieconv.geometry -> lieconv.nn"),
+        (
+            "packages/liederivative/src/liederivative/actions/colours.py",
+            "def late():\n    from liederivative.layerwise import decompose",
+            "liederivative.actions -> liederivative.layerwise",
+        ),
+        (
+            "packages/chnn/src/chnn/simulation/graph.py",
+            "from chnn.systems import System",
+            "chnn.simulation -> chnn.systems",
+        ),
+        (
+            "packages/chnn/src/chnn/mechanics/bodies.py",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from chnn.models import CHNN",
+            "chnn.mechanics -> chnn.models",
+        ),
+        ("packages/chnn/src/chnn/newcomer/__init__.py", "", "newcomer"),
+    ],
+)
+def test_an_upward_import_is_an_error(sources: Path, file: str, line: str, message: str) -> None:
+    path = sources / file
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    write(path, f"{before or ''}\n{line}\n")
+    try:
+        done = lint_imports(sources)
+    finally:
+        if before is None:
+            shutil.rmtree(path.parent)
+        else:
+            path.write_text(before, encoding="utf-8")
+    assert done.returncode == 1
+    assert message in done.stdout.replace(" is not allowed to import ", " -> ")
 
 
 def test_two_versions_of_one_name_in_the_lock_are_found(tmp_path: Path) -> None:
