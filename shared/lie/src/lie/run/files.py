@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from lie.run.errors import UserError
+
+_MAX_JSON = 2**28  # bytes; the records of a sweep of a thousand images take less than one MiB
 
 
 @contextmanager
@@ -45,13 +50,41 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """The JSON value in ``path``; a missing or broken file raises `UserError`."""
+def regular_file(path: str | Path, *, max_bytes: int | None = None) -> Path:
+    """``path``, if a regular file is there: a directory, a device or a pipe would be read without end, or never.
+
+    Args:
+        path: the file; a link is followed.
+        max_bytes: bound on its size.
+
+    Raises:
+        UserError: if it is missing, of another kind, or larger than the bound.
+    """
+    path = Path(path)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}; is this the folder of a run?") from None
-    except (OSError, ValueError) as error:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"no file {path}") from None
+    except (OSError, ValueError) as error:  # no permission, a loop of links, a NUL in the name
+        raise UserError(f"cannot read {str(path)!r}: {getattr(error, 'strerror', None) or error}") from None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+        raise UserError(f"expected a file, got {path}, which is {kind}")
+    if max_bytes is not None and status.st_size > max_bytes:
+        raise UserError(f"{path} has {status.st_size} bytes, at most {max_bytes} are read")
+    return path
+
+
+def read_json(path: str | Path) -> Any:
+    """The JSON value in ``path``; a missing, broken or too large file raises `UserError`.
+
+    NaN, infinity, numbers beyond float64 and values nested deeper than the recursion limit are refused.
+    """
+    try:
+        return msgspec.json.decode(regular_file(path, max_bytes=_MAX_JSON).read_bytes())
+    except UserError as error:
+        raise UserError(f"{error}; is this the folder of a run?") from None
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"cannot read {path} as JSON: {error}") from None
 
 
