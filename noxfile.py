@@ -68,7 +68,7 @@ def tests(session: nox.Session, member: Member) -> None:
 def integration(session: nox.Session) -> None:
     """What crosses between the packages, the README's examples, and the tools of this repository."""
     install_editable(session, *MEMBERS)
-    session.install(*locked("griffelib", "import-linter"))
+    session.install(*locked("griffelib", "import-linter", "latex2mathml"))
     session.run("pytest", *selection(session, "integration_tests"), env=test_environment())
 
 
@@ -79,7 +79,7 @@ def integration(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Pyright over the sources of all members, the tools and this file."""
     install_editable(session, *MEMBERS)
-    session.install(*locked("pyright", "nox", "uv", "griffelib"), "pyright[nodejs]")
+    session.install(*locked("pyright", "nox", "uv", "griffelib", "latex2mathml"), "pyright[nodejs]")
     session.run("pyright", *session.posargs)
 
 
@@ -87,7 +87,7 @@ def typecheck(session: nox.Session) -> None:
 def coverage(session: nox.Session) -> None:
     """All tests in one environment under coverage; fails below the threshold."""
     install_editable(session, *MEMBERS)
-    session.install(*locked("coverage", "griffelib", "import-linter"))
+    session.install(*locked("coverage", "griffelib", "import-linter", "latex2mathml"))
     session.run("coverage", "erase")
     folders = [f"{member.folder}/tests" for member in MEMBERS]
     session.run(
@@ -100,7 +100,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session(default=False)
 def docs(session: nox.Session) -> None:
     """Build the site strictly into ``site/``: a broken link or an undocumented public name fails."""
-    session.install(*locked("zensical", "mkdocstrings-python", "griffelib"))
+    session.install(*locked("zensical", "mkdocstrings-python", "griffelib", "latex2mathml"))
     session.run("python", "docs/check.py")
     session.run("zensical", "build", "--clean", "--strict")
 

@@ -1,7 +1,8 @@
 r"""How docstrings become Markdown in the reference: an extension of griffe, named in ``mkdocs.yml``.
 
 Docstrings are written to be read in a terminal. Three of their habits mean something else in Markdown:
-``>>>`` begins a quotation there, :math:`x` has no meaning, and neither has a ``.. math::`` block.
+``>>>`` begins a quotation there, :math:`x` has no meaning, and neither has a ``.. math::`` block. Formulas become
+MathML, which browsers render without a script and without a network.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import textwrap
 from typing import Any
 
 import griffe
+from latex2mathml.converter import convert
 
 EXAMPLE = re.compile(r"(?:^[ ]*>>> .*\n?(?:^(?!\s*$).*\n?)*)+", re.MULTILINE)
 BLOCK = re.compile(r"^([ ]*)\.\. math::(.*)\n((?:[ ]*\n|\1[ ]+.*\n?)*)", re.MULTILINE)
@@ -18,15 +20,22 @@ INLINE = re.compile(r":math:`([^`]+)`", re.DOTALL)
 
 
 def to_markdown(text: str) -> str:
-    """``text`` with examples and displayed formulas as code blocks, and inline formulas as code."""
+    """Return the docstring ``text`` with formulas as MathML and examples as code blocks."""
 
-    def formula(match: re.Match[str]) -> str:
+    def block(match: re.Match[str]) -> str:
         body = textwrap.dedent(f"{match[1]}    {match[2].strip()}\n{textwrap.dedent(match[3])}").strip()
-        return f"{match[1]}```latex\n{textwrap.indent(body, match[1])}\n{match[1]}```\n\n"
+        if r"\\" in body or "&" in body:
+            body = rf"\begin{{split}}{body}\end{{split}}"
+        return f'{match[1]}<div class="formula">{mathml(body, display="block")}</div>\n\n'
 
-    text = BLOCK.sub(formula, text)
-    text = INLINE.sub(lambda match: f"`{' '.join(match[1].split())}`", text)
+    text = BLOCK.sub(block, text)
+    text = INLINE.sub(lambda match: mathml(match[1]), text)
     return EXAMPLE.sub(lambda match: _fenced(match[0]), text)
+
+
+def mathml(formula: str, display: str = "inline") -> str:
+    """Return ``formula``, in LaTeX, as one line of MathML; operators are entities, which Markdown leaves alone."""
+    return convert(" ".join(formula.split()), display=display)
 
 
 def _fenced(example: str) -> str:

@@ -50,6 +50,10 @@ class Section:
     jobs: tuple[Job, ...]
     summary: Callable[[Mapping[str, Any]], Table]
     """From the metrics of the jobs, by label, to the table that answers the question."""
+    picture: str = ""
+    """File name of the figure of the first job that opens the page; empty where the section has none there."""
+    caption: str = ""
+    """What is seen in that figure, in plain words."""
 
 
 @dataclass(frozen=True)
@@ -147,15 +151,18 @@ SMALL_TRAINING = "--trajectories 200 --test-trajectories 10 --steps 300 --batch-
 SECTIONS = (
     Section(
         "lieconv",
-        "Digits that keep their names when they are turned",
+        "Digits that are recognised at any rotation",
         "Two networks learn 1437 handwritten digits, upright ones only. The convolution of one is equivariant to "
         "the rotations and translations of the plane, SE(2); that of the other to no group. Both are then asked "
-        "for the 360 digits that neither has seen, upright and turned.",
+        "for the 360 digits that neither has seen, upright and rotated.",
         (
             Job("SE(2)", f"lieconv train --data digits --group se2 {SMALL_NETWORK} --out {{out}}"),
             Job("trivial group", f"lieconv train --data digits --group trivial {SMALL_NETWORK} --out {{out}}"),
         ),
         rotated_digits,
+        picture="accuracy_by_angle.png",
+        caption="accuracy on handwritten digits against the angle by which they are rotated. The network has seen "
+        "upright digits only; its convolution is equivariant to rotations, so the curve stays flat.",
     ),
     Section(
         "liederivative",
@@ -171,10 +178,13 @@ SECTIONS = (
             ),
         ),
         equivariance_errors,
+        picture="lee.png",
+        caption="how fast the output of three image models changes as the image is moved in ten ways. A shorter bar is "
+        "a more equivariant model.",
     ),
     Section(
         "liederivative-training",
-        "How equivariance moves while a network learns",
+        "How equivariance changes while a network learns",
         "A small convolutional network and a small vision transformer learn handwritten digits, upright ones or "
         "moved ones, and a callback in their training loop follows the Lie derivative of their outputs on moved "
         "digits that none has seen, relative to how much the outputs differ between digits.",
@@ -197,6 +207,9 @@ SECTIONS = (
             position_violation_max="error of the rods, m²",
             velocity_violation_max="its rate, m²/s",
         ),
+        picture="animation.gif",
+        caption="a chain of three pendulums under gravity, simulated in Cartesian coordinates. The rods are "
+        "constraints and keep their lengths to rounding.",
     ),
     Section(
         "chnn",
@@ -268,6 +281,7 @@ th, td { padding: .35rem .9rem; text-align: right; border-bottom: 1px solid var(
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); white-space: normal; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.25rem; }
+.opening { grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); margin: 1.5rem 0; align-items: end; }
 figure { margin: .5rem 0; }
 figure img { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 6px; display: block; }
 details { margin: .75rem 0; }
@@ -293,6 +307,7 @@ def build_report(sections: Sequence[Section], runs: Mapping[str, Sequence[Run]])
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>lie: demonstration</title><style>{STYLE}</style></head><body>",
             "<h1>What the packages do</h1>",
+            opening_html(shown, runs),
             f'<p class="soft">Made by <code>nox -s demo</code> on {time.strftime("%Y-%m-%d")} '
             f"in {duration(seconds)} on {html.escape(machine)}.</p><nav>{links}</nav>",
             *(section_html(section, runs[section.name]) for section in shown),
@@ -301,6 +316,17 @@ def build_report(sections: Sequence[Section], runs: Mapping[str, Sequence[Run]])
             "</body></html>\n",
         ]
     )
+
+
+def opening_html(sections: Sequence[Section], runs: Mapping[str, Sequence[Run]]) -> str:
+    """One picture per package, each with a sentence that says what is seen and a link to its section."""
+    cards = [
+        f'<figure><a href="#{section.name}">{image_html(path, section.title)}</a>'
+        f"<figcaption><b>{html.escape(section.name.partition('-')[0])}</b>: {section.caption}</figcaption></figure>"
+        for section in sections
+        if section.picture and (path := runs[section.name][0].folder / section.picture).is_file()
+    ]
+    return f'<div class="figures opening">{"".join(cards)}</div>' if cards else ""
 
 
 def section_html(section: Section, runs: Sequence[Run]) -> str:
@@ -331,12 +357,16 @@ def section_html(section: Section, runs: Sequence[Run]) -> str:
 
 
 def figure_html(path: Path, label: str) -> str:
-    """An image inside the page, with its name as caption."""
+    """A figure inside the page, with its name as caption."""
+    caption = ": ".join(part for part in (label, path.stem.replace("_", " ").replace("-", " ")) if part)
+    return f"<figure>{image_html(path, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+
+
+def image_html(path: Path, description: str) -> str:
+    """An image whose bytes stand in the page."""
     kind = {".png": "image/png", ".gif": "image/gif"}[path.suffix]
     data = base64.b64encode(path.read_bytes()).decode("ascii")
-    caption = ": ".join(part for part in (label, path.stem.replace("_", " ").replace("-", " ")) if part)
-    caption = html.escape(caption)
-    return f'<figure><img alt="{caption}" src="data:{kind};base64,{data}"><figcaption>{caption}</figcaption></figure>'
+    return f'<img alt="{html.escape(description)}" src="data:{kind};base64,{data}">'
 
 
 def table_html(columns: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:

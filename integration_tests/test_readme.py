@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 READMES = [
     "README.md",
     "shared/lie/README.md",
-    *(f"packages/{name}/README.md" for name in ("lieconv", "liederivative", "chnn")),
+    *sorted(page.relative_to(ROOT).as_posix() for page in ROOT.glob("packages/*/README.md")),
 ]
 PAGES = sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md"))
 COMMANDS = {"lieconv", "liederivative", "chnn"}
@@ -61,6 +61,14 @@ def test_page_runs(page: str, code: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("MPLBACKEND", "agg")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, page, "exec"), {"__name__": "__main__"})  # in this process: an import of torch takes seconds
+
+
+def test_pictures_of_the_first_page_are_drawn(tmp_path: Path) -> None:
+    names = ["pendulum.svg", "motions.jpg"]
+    command = [sys.executable, str(ROOT / "docs/pictures/draw.py"), *names, "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all((tmp_path / name).stat().st_size > 10_000 for name in names)
 
 
 def command_lines(readme: str) -> Iterator[str]:

@@ -291,11 +291,14 @@ def test_a_missing_docstring_is_found(tmp_path: Path) -> None:
 
 def test_docstrings_become_markdown() -> None:
     docstrings = load("docs/docstrings.py")
-    text = "One :math:`a`.\n\n.. math::\n    x = y \\\\\n    z\n\nThen:\n\n    >>> f()\n    3\n\nLast.\n"
-    expected = (
-        "One `a`.\n\n```latex\nx = y \\\\\nz\n```\n\nThen:\n\n    ```pycon\n    >>> f()\n    3\n    ```\n\nLast.\n"
-    )
-    assert docstrings.to_markdown(text) == expected
+    text = "One :math:`a^*`.\n\n.. math::\n    x &= y \\\\\n    z &= w\n\nThen:\n\n    >>> f()\n    3\n\nLast.\n"
+    markdown = docstrings.to_markdown(text)
+    inline, block = (math[1] for math in re.finditer(r"<math[^>]*>(.*?)</math>", markdown))
+    assert inline == "<mrow><msup><mi>a</mi><mo>&#x0002A;</mo></msup></mrow>"
+    assert block.count("<mtr>") == 2
+    outline = re.sub(r"<math.*?</math>", "FORMULA", markdown)
+    example = "    ```pycon\n    >>> f()\n    3\n    ```\n"
+    assert outline == f'One FORMULA.\n\n<div class="formula">FORMULA</div>\n\nThen:\n\n{example}\nLast.\n'
 
 
 # --- the page of the demonstration ---
@@ -341,6 +344,20 @@ def test_the_page_refers_to_nothing_outside_it(page: str) -> None:
     assert all(source.startswith(("#", "data:image/png;base64,", "data:image/gif;base64,")) for source in sources)
     assert "http" not in page
     assert "url(" not in page
+
+
+def test_the_page_opens_with_a_picture_of_each_package(runs: dict[str, list]) -> None:
+    pictured = demo.Section("one", "A title", "Text.", (), demo.scalars, "plot_one.png", "a plot of one pixel.")
+    plain = demo.Section("two", "Another", "Text.", (), demo.scalars)
+    page = demo.build_report([pictured, plain], {**runs, "two": runs["one"]})
+    opening = page[: page.index("<nav>")]
+    assert opening.count("<img ") == 1
+    assert "<b>one</b>: a plot of one pixel." in opening
+
+
+def test_every_package_has_a_picture_on_the_page() -> None:
+    packages = {section.name.partition("-")[0] for section in demo.SECTIONS}
+    assert {section.name.partition("-")[0] for section in demo.SECTIONS if section.picture} == packages
 
 
 def test_the_page_shows_the_results(page: str) -> None:

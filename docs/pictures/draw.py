@@ -1,0 +1,185 @@
+"""Draw the pictures of the documentation's first page.
+
+    python docs/pictures/draw.py [NAME ...] [--out FOLDER]
+
+Each function below draws the picture of its name, into this folder or FOLDER. Nothing is trained or downloaded. All
+pictures together take a minute on two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import matplotlib
+import torch
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from torch import Tensor
+
+matplotlib.use("agg")
+from matplotlib import pyplot as plt
+
+
+def rotation() -> Figure:
+    """Change of an untrained network's output as its points are rotated, for three groups."""
+    from lie.groups import SE2, SO2, T
+    from lieconv import LieResNet
+
+    torch.manual_seed(0)
+    coords, values = torch.randn(8, 50, 2), torch.randn(8, 50, 1)
+    mask = torch.ones(8, 50, dtype=torch.bool)
+    degrees = torch.linspace(0.0, 360.0, 73)
+    figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
+    for label, group in (("T(2)", T(2)), ("SO(2)", SO2()), ("SE(2)", SE2())):
+        net = LieResNet(1, 10, group=group, channels=32, num_layers=2, num_neighbors=16).eval()
+        with torch.no_grad():
+            output = net(coords, values, mask)
+            rotated = [net(_rotate(coords, math.radians(d)), values, mask) for d in degrees.tolist()]
+        change = torch.stack([(y - output).norm() / output.norm() for y in rotated])
+        axes.semilogy(degrees, change.clamp_min(1e-9), label=label)
+    axes.set(xlabel="rotation of the points, degrees", ylabel="relative change of the output")
+    axes.set_xticks(range(0, 361, 90))
+    axes.legend(title="equivariant to", frameon=False, loc="center right")
+    return figure
+
+
+def _rotate(x: Tensor, angle: float) -> Tensor:
+    c, s = math.cos(angle), math.sin(angle)
+    return x @ torch.tensor([[c, s], [-s, c]], dtype=x.dtype)
+
+
+def motions() -> Figure:
+    """A photograph and its derivatives along three generators."""
+    from liederivative import lie_derivative
+
+    image = _photographs(192)[3:4]  # the cat
+    generators = ["translate_x", "rotate", "scale"]
+    # The Lie derivative of the identity to an invariant output is the motion of the image itself.
+    tangents = [lie_derivative(lambda x: x, image, name, output="invariant") for name in generators]
+    figure, panels = plt.subplots(1, 4, figsize=(9.6, 2.7), layout="constrained")
+    panels[0].imshow(image[0].permute(1, 2, 0))
+    panels[0].set_title("photograph", fontsize=10)
+    for panel, name, tangent in zip(panels[1:], generators, tangents, strict=True):
+        rate = tangent.reshape(image.shape)[0].mean(0)
+        limit = float(rate.abs().quantile(0.98))
+        panel.imshow(rate, cmap="RdBu", vmin=-limit, vmax=limit)
+        panel.set_title(f"its rate of change under {name}", fontsize=10)
+    for panel in panels:
+        panel.axis("off")
+    return figure
+
+
+def _photographs(size: int) -> Tensor:
+    """The sample photographs in [0, 1], centre-cropped to squares, (8, 3, size, size)."""
+    from liederivative.images import sample_photographs
+    from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
+
+    images = [resize(center_crop(p.image, [min(p.image.size)] * 2), [size, size]) for p in sample_photographs()]
+    return torch.stack([pil_to_tensor(image) for image in images]) / 255.0
+
+
+def layers() -> Figure:
+    """The layers in which a ResNet-18 with random weights loses equivariance to translations."""
+    import timm
+    from liederivative import decompose
+
+    torch.manual_seed(0)
+    model = timm.create_model("resnet18").eval()
+    parts = decompose(model, _photographs(128)[:2], "translate_x")
+    kinds = {name: type(model.get_submodule(name)).__name__ for name in parts.terms if name}
+    colours = {"Conv2d": "tab:blue", "ReLU": "tab:orange", "MaxPool2d": "tab:green"}
+    sizes = {name: float(term.abs().mean()) for name, term in parts.terms.items()}
+    figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
+    names = [name for name in sizes if kinds.get(name) in colours]
+    axes.bar(range(len(names)), [sizes[name] for name in names], color=[colours[kinds[name]] for name in names])
+    for kind, colour in colours.items():
+        axes.bar([0], [0], color=colour, label=kind)
+    axes.set(xlabel="layer, from input to output", ylabel="mean size of the layer's term")
+    axes.legend(frameon=False)
+    return figure
+
+
+def pendulum() -> Figure:
+    """Three seconds of a triple pendulum: the path of its last bob, and its rods."""
+    from chnn.systems import ChainPendulum
+
+    system = ChainPendulum(links=3)
+    z0 = system.sample(1, generator=torch.Generator().manual_seed(4))
+    t = torch.linspace(0.0, 3.0, 601)
+    z = system.simulate(z0, t)[0, :, 0]  # positions (T, 3, 2)
+    figure, axes = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
+    _coloured_path(axes, z[:, -1], t)
+    for i in range(0, 601, 100):
+        rods = torch.cat([torch.zeros(1, 2), z[i]])
+        axes.plot(*rods.T.tolist(), "o-", color="0.35", alpha=0.25 + 0.75 * i / 600, linewidth=1, markersize=3)
+    axes.set(aspect="equal", xlabel="x in m", ylabel="y in m")
+    return figure
+
+
+def gyroscope() -> Figure:
+    """The path of a gyroscope's axis on the sphere: precession with nutation."""
+    from chnn.systems import Gyroscope
+
+    system = Gyroscope()
+    z0 = system.sample(1, generator=torch.Generator().manual_seed(1))
+    t = torch.linspace(0.0, 4.0, 801)
+    centre = system.simulate(z0, t)[0, :, 0, 0]  # (T, 3)
+    figure = plt.figure(figsize=(3.6, 3.4), layout="constrained")
+    axes = figure.add_subplot(projection="3d")
+    axes.plot(*centre.T.tolist(), linewidth=1.2)
+    axes.scatter([0], [0], [0], color="0.3", s=12)
+    axes.set(aspect="equal", xlabel="x in m", ylabel="y in m", zlabel="z in m")
+    axes.locator_params(nbins=4)
+    return figure
+
+
+def magnets() -> Figure:
+    """The path of a pendulum over two magnets, seen from above."""
+    from chnn.systems import MagnetPendulum
+
+    system = MagnetPendulum()
+    z0 = system.sample(1, generator=torch.Generator().manual_seed(2))
+    t = torch.linspace(0.0, 10.0, 2001)
+    bob = system.simulate(z0, t)[0, :, 0, 0, :2]
+    figure, axes = plt.subplots(figsize=(3.6, 3.4), layout="constrained")
+    _coloured_path(axes, bob, t)
+    axes.set(aspect="equal", xlabel="x in m", ylabel="y in m")
+    return figure
+
+
+def _coloured_path(axes: plt.Axes, path: Tensor, t: Tensor) -> None:
+    """Draw ``path`` (T, 2) in the colour of its time."""
+    segments = torch.stack([path[:-1], path[1:]], 1)
+    axes.add_collection(LineCollection(list(segments.numpy()), array=t[:-1].numpy(), cmap="viridis", linewidth=1.2))
+    axes.autoscale()
+
+
+PICTURES = {
+    "rotation.svg": rotation,
+    "motions.jpg": motions,
+    "layers.svg": layers,
+    "pendulum.svg": pendulum,
+    "gyroscope.svg": gyroscope,
+    "magnets.png": magnets,
+}
+
+
+def main() -> None:
+    """Draw the pictures named on the command line, all by default."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(PICTURES)}")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder for the pictures")
+    arguments = parser.parse_args()
+    matplotlib.rcParams["svg.hashsalt"] = "docs"  # the same picture is the same file
+    for name in arguments.names or PICTURES:
+        if name not in PICTURES:
+            parser.error(f"expected names of {', '.join(PICTURES)}, got {name}")
+        figure = PICTURES[name]()
+        figure.savefig(arguments.out / name, dpi=120, metadata={"Date": None} if name.endswith(".svg") else None)
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
