@@ -6,7 +6,6 @@ The folder holds ``run.json`` (settings, units, versions) from the start, then t
 
 from __future__ import annotations
 
-import errno
 import shutil
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lie.run import UserError, provenance, read_json, resolve_device, write_json, write_text
+from lie.run import UserError, WriteError, provenance, read_json, resolve_device, write_json, write_text
 from torch import Tensor
 from tqdm import tqdm
 
@@ -185,11 +184,9 @@ def _simulate_shard(
     name = out / plan.name(k)
     try:
         write_shard(name, system, rows, t.numpy(), z.numpy(), drifts)
-    except OSError as error:
-        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+    except WriteError as error:
         raise UserError(
-            f"cannot write {name}: {reason}; what is whole is kept: mend that and go on with "
-            f"chnn simulate --resume {out}"
+            f"{error}; what is whole is kept: mend that and go on with chnn simulate --resume {out}"
         ) from None
     return drifts, seconds
 

@@ -1,23 +1,47 @@
-"""What every run of a command shares: one-line errors, atomic files, checkpoints, logs, seeds.
+"""What every run of a command shares: one-line errors, atomic files, folders of runs, checkpoints, logs, seeds.
 
 Imported by the packages' commands and trainers; ``import lie`` does not import it.
 """
 
 from lie.run.checkpoints import load_checkpoint, load_weights, save_checkpoint, save_weights
 from lie.run.cli import run_command
-from lie.run.errors import UserError, check_finite, unknown_name
+from lie.run.errors import UserError, WriteError, check_finite, unknown_name
 from lie.run.files import atomic_path, output_directory, read_json, regular_file, write_json, write_text
+from lie.run.folder import (
+    RunFlags,
+    RunFolder,
+    check_free,
+    check_resumable,
+    load_config,
+    load_model,
+    load_run,
+)
 from lie.run.log import RunLog, print_table
 from lie.run.npz import read_npz
 from lie.run.provenance import provenance
+from lie.run.schema import Count, NonNegative, Positive, Seed, check_flags, check_value, validate
 from lie.run.seeds import resolve_device, seeded_generator
 
 __all__ = [
+    "Count",
+    "NonNegative",
+    "Positive",
+    "RunFlags",
+    "RunFolder",
     "RunLog",
+    "Seed",
     "UserError",
+    "WriteError",
     "atomic_path",
     "check_finite",
+    "check_flags",
+    "check_free",
+    "check_resumable",
+    "check_value",
     "load_checkpoint",
+    "load_config",
+    "load_model",
+    "load_run",
     "load_weights",
     "output_directory",
     "print_table",
@@ -31,6 +55,7 @@ __all__ = [
     "save_weights",
     "seeded_generator",
     "unknown_name",
+    "validate",
     "write_json",
     "write_text",
 ]

@@ -1,21 +1,25 @@
 """Command lines from dataclasses: one dataclass a subcommand, its fields the flags.
 
-A subcommand's dataclass has a method ``run()``. What a user can mend, an argument that does not parse included, ends
-with one line on stderr and exit code 2; Ctrl-C ends with 130 and the command to go on with, where there is one.
+A subcommand's dataclass has a method ``run()``. What a user can mend ends with one line on stderr and exit code 2: an
+argument that does not parse or is out of the bounds of its annotation (`lie.run.check_flags`), a full disk, memory that
+does not suffice. Ctrl-C ends with 130 and the command to go on with, where there is one.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
+from pathlib import Path
 from typing import Any, Protocol
 
-from lie.run.errors import UserError, unknown_name
+from lie.run.errors import UserError, WriteError, unknown_name
 from lie.run.provenance import provenance
+from lie.run.schema import check_flags
 
 
 class Command(Protocol):
@@ -58,20 +62,57 @@ def run_command(
             raise
         name = f"{prog} {arguments[0]}" if arguments[0] in commands else prog
         return _fail(prog, f"{_plain(said.getvalue())}; see {name} --help")
+    name = f"{prog} {arguments[0]}"
     try:
+        check_flags(command)
         with warnings.catch_warnings():
             # Of torch's own insides at the first forward derivative; nothing that a user could act on.
             warnings.filterwarnings("ignore", message="`torch.jit.script` is deprecated")
             command.run()
+            sys.stdout.flush()  # a full disk behind standard output is noticed here
+    except WriteError as error:
+        return _fail(prog, f"{error}{_go_on(name, command)}")
     except UserError as error:
         return _fail(prog, str(error))
+    except BrokenPipeError:
+        # Whoever read the output, such as head, has closed it; Python would complain again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(prog, f"{where}{error.strerror or error or type(error).__name__}{_go_on(name, command)}")
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        return _fail(prog, f"not enough memory ({str(error).strip().partition(chr(10))[0] or 'none left'}); "
+                           "give smaller sizes")  # fmt: skip
     except KeyboardInterrupt:
-        folder = getattr(command, "resume", None) or getattr(command, "out", None)
+        folder = _folder(command)
         resumes = hasattr(command, "resume") and folder is not None
-        hint = f"; go on with: {prog} {arguments[0]} --resume {folder}" if resumes else ""
-        print(f"{prog}: interrupted{hint}", file=sys.stderr)
+        print(f"{prog}: interrupted{f'; go on with: {name} --resume {folder}' if resumes else ''}", file=sys.stderr)
         return 130
     return 0
+
+
+def _folder(command: Any) -> Any:
+    """The folder that a command writes to, if one was given."""
+    return getattr(command, "resume", None) or getattr(command, "out", None)
+
+
+def _go_on(name: str, command: Any) -> str:
+    """How the run goes on once there is room again, where there is a run to go on with."""
+    folder = _folder(command)
+    if not hasattr(command, "resume") or folder is None:
+        return ""
+    started = any((Path(folder) / file).exists() for file in ("config.json", "run.json"))
+    return f"; what is whole is kept: mend that and go on with {name} --resume {folder}" if started else ""
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is exhausted: Python's, numpy's, torch's on the CPU or an accelerator."""
+    return isinstance(error, MemoryError) or any(
+        text in str(error) for text in ("can't allocate memory", "out of memory", "not enough memory")
+    )
 
 
 def _fail(prog: str, message: str) -> int:

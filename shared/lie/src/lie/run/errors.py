@@ -13,6 +13,10 @@ class UserError(ValueError):
     """A mistake in what the user gave; a command prints it on one line and exits with code 2."""
 
 
+class WriteError(UserError):
+    """A file that the system does not let us write: the disk is full, or not ours."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a ``name`` that is no known ``kind``, with the nearest known names.
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lie.run.files import write_text
+import msgspec
+
+from lie.run.errors import UserError
+from lie.run.files import regular_file, write_text, writing
+
+_MAX_BYTES = 2**30  # ten million lines
+_log = logging.getLogger(__name__)
 
 
 class RunLog:
@@ -21,20 +28,59 @@ class RunLog:
 
     def append(self, record: dict[str, Any]) -> None:
         """Add one record at the end."""
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """All whole records; a last line cut short by a kill is dropped."""
-        if not self.path.exists():
-            return []
-        text = self.path.read_text(encoding="utf-8")
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        """All whole records; a last line cut short by a kill is dropped.
+
+        Raises:
+            UserError: names a line that is damaged.
+        """
+        records = []
+        for number, line in enumerate(self._lines(), 1):
+            record = _record(line)
+            if record is None:
+                raise UserError(f"line {number} of {self.path} is damaged: expected a JSON object; remove the line")
+            records.append(record)
+        return records
 
     def rewind(self, key: str, last: float) -> None:
-        """Keep the records whose ``record[key] <= last``: what came after the checkpoint is done again."""
-        kept = [record for record in self.read() if record[key] <= last]
+        """Keep the records whose ``record[key] <= last``: what came after the checkpoint is done again.
+
+        A damaged line is left out, with a warning: a run goes on from its checkpoint, not from its log.
+        """
+        kept: list[dict[str, Any]] = []
+        damaged: list[str] = []
+        for number, line in enumerate(self._lines(), 1):
+            record = _record(line)
+            value = None if record is None else record.get(key)
+            if record is None or isinstance(value, bool) or not isinstance(value, int | float):
+                damaged.append(str(number))
+            elif value <= last:
+                kept.append(record)
+        if damaged:
+            _log.warning("%s: line %s is damaged and left out", self.path, ", ".join(damaged[:5]))
         write_text(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def _lines(self) -> list[bytes]:
+        """The lines that end as they should."""
+        if not self.path.exists():
+            return []
+        try:
+            content = regular_file(self.path, max_bytes=_MAX_BYTES).read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror or error}") from None
+        return content[: content.rfind(b"\n") + 1].splitlines()
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The JSON object on a line; None for anything else."""
+    try:
+        record = msgspec.json.decode(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 
 from lie.run.errors import UserError
@@ -11,16 +13,18 @@ def resolve_device(name: str) -> torch.device:
     """The device called ``name``; ``"auto"`` is the accelerator if there is one, else the CPU.
 
     Raises:
-        UserError: if the name is no device or the device is not on this machine.
+        UserError: if the name is no device, the device is not on this machine, or it holds no numbers ("meta").
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of device types that torch will drop; the error below says enough
+            device = torch.device(name)
+            torch.zeros(1, device=device).item()  # "meta" has no numbers to give
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(f"device {name!r} is not available here ({reason}); try --device cpu") from None
     return device
 
