@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import numpy as np
 import pytest
 import torch
+from lie.run import RunFolder
 from lieconv.cli import main
 from lieconv.data import load_data, load_digits
 
@@ -82,10 +82,9 @@ def test_digits_train_through_the_command(tmp_path):
 
 @pytest.mark.parametrize("lift", ["exact", "sampled"])
 def test_an_interrupted_run_resumes_bit_for_bit(shapes, tmp_path, monkeypatch, capsys, lift):
-    module = importlib.import_module("lieconv.training.train")
     command = ["train", "--data", str(shapes), "--group", "se2", "--lift", lift, "--epochs", "4", *TINY]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
-    save, calls = module.save_checkpoint, []
+    save, calls = RunFolder.save, []
 
     def interrupt(*args):
         save(*args)
@@ -93,11 +92,11 @@ def test_an_interrupted_run_resumes_bit_for_bit(shapes, tmp_path, monkeypatch, c
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "save_checkpoint", interrupt)
+    monkeypatch.setattr(RunFolder, "save", interrupt)
     assert main([*command, "--out", str(tmp_path / "cut")]) == 130
     assert "--resume" in capsys.readouterr().err
     assert "not finished" in fails(capsys, "evaluate", tmp_path / "cut")
-    monkeypatch.setattr(module, "save_checkpoint", save)
+    monkeypatch.setattr(RunFolder, "save", save)
     assert main(["train", "--resume", str(tmp_path / "cut")]) == 0
     whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
@@ -150,16 +149,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(shapes, tmp_path, capsys):
         (train("--data", folder / "objects.npz"), "not a whole npz file"),
         (train("--data", folder / "truncated.npz"), "not a whole npz file"),
         (train("--data", folder / "text.npz"), "not a whole npz file"),
-        (train("--data", folder / "none.npz"), "no data file"),
+        (train("--data", folder / "none.npz"), "no file"),
         (train("--data", folder / "one.npz"), "at least two point sets"),
         (train("--data", folder / "space.npz"), "points of dimension 2, the data have dimension 3"),
-        (train("--lift", "other"), "--lift exact or sampled"),
+        (train("--lift", "other"), "Expected one of ('exact', 'sampled')"),
         (train("--num-samples", "2"), "use --lift sampled"),
         (train("--learning-rate", "-1"), "--learning-rate"),
         (train("--weight-decay", "-1"), "--weight-decay"),
         (train("--seed", "-1"), "--seed"),
         (train("--device", "toaster"), "toaster"),
-        (["train", "--epochs", "0", "--out", out], "--epochs of at least 1"),
+        (["train", "--epochs", "0", "--out", out], "expected --epochs to be a whole number from 1 to 1000000, got 0"),
         (["train"], "--out DIR"),
         (["evaluate", tmp_path / "none"], "does not exist"),
         (["train", "--resume", tmp_path / "none"], "does not exist"),
@@ -192,7 +191,7 @@ def test_broken_runs_are_one_line(shapes, tmp_path, capsys):
     assert "do not fit LieResNet" in fails(capsys, "evaluate", run)
     weights.unlink()
     (run / "checkpoint.safetensors").unlink()
-    assert "no checkpoint" in fails(capsys, "evaluate", run)
+    assert "is not finished; go on with" in fails(capsys, "evaluate", run)
     (run / "checkpoint.safetensors").write_bytes(good)
     assert "another program" in fails(capsys, "train", "--resume", run)
     (run / "config.json").write_text('{"config": {"a": 1}}')

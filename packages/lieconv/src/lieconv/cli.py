@@ -4,95 +4,97 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import tyro
 from lie.run import (
+    RunFlags,
+    RunFolder,
+    Seed,
     UserError,
-    load_weights,
+    check_free,
+    check_resumable,
+    load_config,
+    load_model,
+    load_run,
     output_directory,
     print_table,
     provenance,
-    read_json,
     resolve_device,
     run_command,
+    validate,
     write_json,
 )
 
+from lieconv.training.config import DataFacts, RunConfig
+
+_TEST_SETS = "test_sets.npz"
+"""Test sets of a data file, in the folder of the run: it is evaluated without the file."""
+_NEIGHBORS = 20
+
 
 @dataclass(frozen=True)
-class Train:
+class Train(RunFlags, RunConfig):
     """Train a LieResNet on labelled point sets and report its accuracy upright and under rotation.
 
     Example: lieconv train --data digits --group se2 --out runs/se2
     """
 
-    data: str = "digits"
-    """Data set: digits, or a file FILE.npz with coords (S, N, d), values (S, N, C), labels (S,), mask (S, N)."""
-    group: str = "se2"
-    """Group: trivial, t2, so2, se2, rxso2, rxsq, sim2 in the plane; trivial, t3, so3, se3, sim3 in space."""
-    out: Path | None = None
-    """Folder for the run."""
-    resume: Path | None = None
-    """Folder of an interrupted run to go on with; its own configuration holds, other flags are ignored."""
-    lift: str = "exact"
-    """exact: equivariant up to rounding; sampled: the paper's random lifts, equivariant in expectation."""
-    num_samples: int = 1
-    """Group elements a point, for --lift sampled."""
-    channels: int = 64
-    """Width of the network."""
-    num_layers: int = 4
-    """Residual blocks."""
-    num_neighbors: int = 20
-    """Neighbours a point, itself included."""
-    bottleneck: int = 2
-    """Divisor of the width inside the blocks."""
-    epochs: int = 15
-    """Passes over the training sets."""
-    batch_size: int = 64
-    """Point sets a step."""
-    learning_rate: float = 3e-3
-    """Peak learning rate of AdamW; it falls to zero along a cosine."""
-    weight_decay: float = 1e-4
-    """Weight decay of AdamW."""
-    seed: int = 0
-    """Seed of weights, order and sampled lifts."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, mps."""
 
     def run(self) -> None:
         """Train, evaluate, and write the run's folder."""
-        from lieconv.training import RunConfig
-
-        if (self.out is None) == (self.resume is None):
-            raise UserError("give either --out DIR for a new run or --resume DIR to go on with one")
-        device = resolve_device(self.device)
-        if self.resume is not None:
-            config = _read_config(self.resume)
-            with output_directory(self.resume) as out:
-                self._train(config, out, device, resume=True)
-            return
-        assert self.out is not None
-        names = RunConfig.__dataclass_fields__
-        config = RunConfig(**{name: value for name, value in asdict(self).items() if name in names})
-        if (self.out / "config.json").exists():
-            raise UserError(f"{self.out} already holds a run; go on with --resume {self.out}, or give another --out")
-        with output_directory(self.out) as out:
-            self._train(config, out, device, resume=False)
-
-    def _train(self, config: Any, out: Path, device: Any, *, resume: bool) -> None:
         from lieconv.data import load_data
-        from lieconv.training import resolve_group, train
+        from lieconv.training import build_model, train
 
-        train_sets, test_sets = load_data(config.data)
-        resolve_group(config.group, train_sets.coords.shape[-1])
-        num_classes = _num_classes(train_sets, test_sets)
-        started = time.perf_counter()
-        model = train(config, train_sets, out, device, num_classes=num_classes, resume=resume)
-        seconds = time.perf_counter() - started
-        _report(model, config, test_sets, out, device, {"train_seconds": round(seconds, 1)})
+        folder, resume = self.folder(), self.resume is not None
+        device = resolve_device(self.device)
+        config = RunConfig(**{field.name: getattr(self, field.name) for field in fields(RunConfig)})
+        before = None
+        if resume:
+            config, facts = load_config(folder, RunConfig, program="lieconv")
+            check_resumable(folder, facts)
+            self.check_unchanged(config, free=("data",))
+            before = _data_facts(folder, facts)
+        else:
+            check_free(folder)
+        # A data file that was moved since is named anew with --resume.
+        source = self.data if self.data != RunConfig.data else config.data
+        train_sets, test_sets = load_data(source)
+        _, num_points, dimension = train_sets.coords.shape
+        config = _with_neighbors(config, num_points)
+        classes = 1 + int(max(train_sets.labels.max(), test_sets.labels.max()))
+        features = train_sets.values.shape[-1]
+        data = DataFacts(dimension, features, classes, train_sets.digest(), test_sets.digest())  # type: ignore[arg-type]
+        if before is not None and before != data:
+            raise UserError(f"{source} holds other point sets than those that {folder} was begun with")
+        build_model(config, data)  # what does not fit is refused before anything is written
+        with RunFolder(folder, config, program="lieconv", resume=resume, facts={"data": asdict(data)}) as run:
+            if config.data.endswith(".npz"):
+                test_sets.save(run.path / _TEST_SETS)
+            started = time.perf_counter()
+            model = train(config, data, train_sets, run, device)
+            seconds = round(time.perf_counter() - started, 1)
+            try:
+                _report(model, config, test_sets, run.path, device, {"train_seconds": seconds})
+            except UserError as error:
+                if "NaN or infinite" not in str(error):
+                    raise
+                raise run.diverged(f"the trained network's outputs are not finite ({error})") from None
+
+
+def _with_neighbors(config: RunConfig, num_points: int) -> RunConfig:
+    """The configuration with its number of neighbours, for sets of this many points."""
+    if config.num_neighbors is None:
+        return replace(config, num_neighbors=min(_NEIGHBORS, num_points))
+    if config.num_neighbors > num_points:
+        raise UserError(
+            f"expected --num-neighbors of at most the {num_points} points of a set, got {config.num_neighbors}"
+        )
+    return config
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Evaluate:
     """Folder of a finished run."""
     out: Path | None = None
     """Folder for metrics.json and the plot; RUN_DIR/evaluation by default."""
-    seed: int = 0
+    seed: Seed = 0
     """Unused: the rotated test sets are the same for every evaluation. Here so that all commands take it."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, mps."""
@@ -114,7 +116,8 @@ class Evaluate:
     def run(self) -> None:
         """Evaluate and write metrics."""
         device = resolve_device(self.device)
-        config, model, test_sets = _load_run(self.run_dir, device)
+        config, data, model = _load_run(self.run_dir, device)
+        test_sets = _test_sets(self.run_dir, config, data)
         with output_directory(self.out or self.run_dir / "evaluation") as out:
             _report(model, config, test_sets, out, device, {})
 
@@ -129,10 +132,10 @@ class Predict:
     run_dir: tyro.conf.Positional[Path]
     """Folder of a finished run."""
     input: str = "digits"
-    """FILE.npz as for training (labels may be zeros), or digits for the test digits."""
+    """FILE.npz as for training, with or without labels, or digits for the test digits."""
     out: Path | None = None
     """Folder for predictions.json and metrics.json; RUN_DIR/predictions by default."""
-    seed: int = 0
+    seed: Seed = 0
     """Unused: prediction draws nothing. Here so that all commands take it."""
     device: str = "auto"
     """Device: auto, cpu, cuda, cuda:1, mps."""
@@ -143,13 +146,14 @@ class Predict:
         from lieconv.training import predict
 
         device = resolve_device(self.device)
-        config, model, _ = _load_run(self.run_dir, device)
-        sets = load_npz(self.input) if self.input.endswith(".npz") else load_data(self.input)[1]
+        config, _, model = _load_run(self.run_dir, device)
+        sets = load_npz(self.input, labelled=False) if self.input.endswith(".npz") else load_data(self.input)[1]
         expected = (model.group.point_dim, model.in_channels)
         if (got := (sets.coords.shape[-1], sets.values.shape[-1])) != expected:
             raise UserError(f"expected points of dimension {expected[0]} with {expected[1]} features, got {got}")
         probabilities = predict(model, sets, config.batch_size, device).softmax(-1)
         classes = probabilities.argmax(-1)
+        accuracy = float((classes == sets.labels).double().mean())
         with output_directory(self.out or self.run_dir / "predictions") as out:
             rows = [
                 {"class": int(c), "probabilities": [round(x, 6) for x in p]}
@@ -159,7 +163,7 @@ class Predict:
             metrics = {
                 "command": "predict",
                 "point_sets": len(rows),
-                "accuracy_against_labels": float((classes == sets.labels).double().mean()),
+                **({"accuracy_against_labels": accuracy} if bool((sets.labels >= 0).all()) else {}),
                 "input": self.input,
                 "config": asdict(config),
                 "versions": provenance("lieconv"),
@@ -169,31 +173,32 @@ class Predict:
         print_table(f"{len(rows)} point sets of {self.input}", ["class", "predicted"], list(enumerate(counts)))
 
 
-def _num_classes(*sets: Any) -> int:
-    return int(max(part.labels.max() for part in sets)) + 1
+def _data_facts(run_dir: Path, facts: dict[str, Any]) -> DataFacts:
+    return validate(DataFacts, facts.get("data"), f"data in {run_dir / 'config.json'}")
 
 
-def _read_config(run_dir: Path) -> Any:
-    from lieconv.training import RunConfig
-
-    if not run_dir.is_dir():
-        raise UserError(f"no run at {run_dir}: the folder does not exist")
-    stored = read_json(run_dir / "config.json")
-    return RunConfig.from_json(stored.get("config") if isinstance(stored, dict) else None)
-
-
-def _load_run(run_dir: Path, device: Any) -> tuple[Any, Any, Any]:
-    from lieconv.data import load_data
+def _load_run(run_dir: Path, device: Any) -> tuple[RunConfig, DataFacts, Any]:
+    """Configuration, facts and network of a finished run; its data are not needed."""
     from lieconv.training import build_model
 
-    config = _read_config(run_dir)
-    if not (run_dir / "model.safetensors").exists() and (run_dir / "checkpoint.safetensors").exists():
-        raise UserError(f"the run in {run_dir} is not finished; go on with: lieconv train --resume {run_dir}")
-    train_sets, test_sets = load_data(config.data)
-    _, _, d = test_sets.coords.shape
-    model = build_model(config, d, test_sets.values.shape[-1], _num_classes(train_sets, test_sets))
-    load_weights(run_dir / "model.safetensors", model)
-    return config, model.to(device), test_sets
+    config, facts = load_run(run_dir, RunConfig, program="lieconv")
+    data = _data_facts(run_dir, facts)
+    if config.num_neighbors is None:
+        raise UserError(f"expected num_neighbors in {run_dir / 'config.json'} to be a whole number, got None")
+    model = build_model(config, data)
+    load_model(run_dir, config, model)
+    return config, data, model.to(device)
+
+
+def _test_sets(run_dir: Path, config: RunConfig, data: DataFacts) -> Any:
+    """The test sets of a run: those in its folder, or of a data set by name."""
+    from lieconv.data import load_data, load_npz
+
+    stored = config.data.endswith(".npz")
+    sets = load_npz(run_dir / _TEST_SETS, labelled=False) if stored else load_data(config.data)[1]
+    if sets.digest() != data.test_sha256:
+        raise UserError(f"the test sets of {run_dir} are others than those that it was begun with")
+    return sets
 
 
 def _report(model: Any, config: Any, test_sets: Any, out: Path, device: Any, extra: dict[str, Any]) -> None:

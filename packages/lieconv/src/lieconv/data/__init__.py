@@ -1,5 +1,5 @@
 """Data sets as labelled point sets."""
 
-from lieconv.data.point_sets import DATA_SETS, PointSets, load_data, load_digits, load_npz, split
+from lieconv.data.point_sets import DATA_SETS, MAX_CLASSES, PointSets, load_data, load_digits, load_npz, split
 
-__all__ = ["DATA_SETS", "PointSets", "load_data", "load_digits", "load_npz", "split"]
+__all__ = ["DATA_SETS", "MAX_CLASSES", "PointSets", "load_data", "load_digits", "load_npz", "split"]

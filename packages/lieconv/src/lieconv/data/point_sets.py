@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from lie.groups import SO2
 from lie.groups.so3 import uniform_rotations
-from lie.run import UserError, check_finite, unknown_name
+from lie.run import UserError, atomic_path, check_finite, read_npz, unknown_name
 from torch import Tensor
 
 DATA_SETS = ("digits",)
 """Names that ``--data`` takes, beside the path of an npz file."""
+
+MAX_CLASSES = 10_000
+"""Classes of a data set; each is an output of the network."""
 
 _TEST_FRACTION = 0.2
 _SPLIT_SEED = 0  # the split belongs to the data set: it is the same for every --seed
@@ -31,7 +34,7 @@ class PointSets:
         coords: points, (S, N, d).
         values: features of the points, (S, N, C).
         mask: valid points, (S, N).
-        labels: class of each set, (S,).
+        labels: class of each set, (S,); -1 where it is not known.
     """
 
     coords: Float[Tensor, "S N d"]
@@ -48,6 +51,21 @@ class PointSets:
     def to(self, device: torch.device) -> PointSets:
         """The same sets on ``device``."""
         return PointSets(*(tensor.to(device) for tensor in (self.coords, self.values, self.mask, self.labels)))
+
+    def save(self, path: Path) -> None:
+        """Write the sets to an npz file that `load_npz` reads."""
+        arrays = {name: getattr(self, name).cpu().numpy() for name in ("coords", "values", "mask", "labels")}
+        with atomic_path(path) as temporary:
+            np.savez_compressed(temporary, **arrays)
+
+    def digest(self) -> str:
+        """SHA-256 of the sets: equal sets, equal digests."""
+        sha256 = hashlib.sha256()
+        for name in ("coords", "values", "mask", "labels"):
+            tensor = getattr(self, name).cpu().contiguous()
+            sha256.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            sha256.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return sha256.hexdigest()
 
     def rotated(self, generator: torch.Generator) -> PointSets:
         """Each set turned about the origin by a random rotation (uniform angle, or Haar in space)."""
@@ -68,8 +86,7 @@ class PointSets:
 def load_data(name: str) -> tuple[PointSets, PointSets]:
     """The training and the test sets of a data set by name, or of an npz file.
 
-    An npz file holds ``coords`` (S, N, d), ``values`` (S, N, C), integer ``labels`` (S,) from 0 up, and
-    optionally a boolean ``mask`` (S, N). A fifth of the sets, drawn with a fixed seed, is for testing.
+    See `load_npz` for what a file holds. A fifth of the sets, drawn with a fixed seed, is for testing.
 
     Raises:
         UserError: for an unknown name, a broken file, wrong shapes or non-finite values.
@@ -98,36 +115,69 @@ def load_digits() -> PointSets:
     return PointSets(coords, images.flatten(1).unsqueeze(-1), mask, torch.from_numpy(digits.target).long())
 
 
-def load_npz(path: str | Path) -> PointSets:
-    """The labelled point sets of an npz file; see `load_data`."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: torch.from_numpy(file[name]) for name in file.files}
-    except FileNotFoundError:
-        raise UserError(f"no data file at {path}") from None
-    except (OSError, ValueError, zipfile.BadZipFile, TypeError, EOFError) as error:
-        raise UserError(f"{path} is not a whole npz file of plain arrays: {error}") from None
-    missing = [name for name in ("coords", "values", "labels") if name not in arrays]
+def load_npz(path: str | Path, *, labelled: bool = True) -> PointSets:
+    """The point sets of an npz file.
+
+    The file holds ``coords`` (S, N, d) with d 2 or 3, ``values`` (S, N, C) with at least one feature, optionally a
+    boolean ``mask`` (S, N) with a point in each set, and integer ``labels`` (S,) from 0 up.
+
+    Args:
+        path: the file.
+        labelled: False for sets to predict, which need no labels, and of which one suffices.
+
+    Raises:
+        UserError: for a missing or damaged file, other shapes or types, values that are not finite, and sets that
+            cannot be learnt from: fewer than two, or of one class.
+    """
+    arrays = read_npz(path, ("coords", "values", "labels", "mask"))
+    missing = [name for name in ("coords", "values", *(["labels"] if labelled else [])) if name not in arrays]
     if missing:
         raise UserError(f"{path} lacks {' and '.join(missing)}; expected arrays coords, values, labels and maybe mask")
-    coords, values, labels = arrays["coords"].float(), arrays["values"].float(), arrays["labels"]
-    mask = arrays.get("mask", torch.ones(coords.shape[:2], dtype=torch.bool))
+    for name in ("coords", "values"):
+        if arrays[name].dtype.kind == "c":
+            raise UserError(f"expected real {name} in {path}, got {arrays[name].dtype}; give real and imaginary parts")
+    with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite, and is refused below
+        coords, values = (torch.from_numpy(arrays[name].astype(np.float32)) for name in ("coords", "values"))
+    mask = torch.from_numpy(arrays.get("mask", np.ones(coords.shape[:2], dtype=np.bool_)))
     if coords.ndim != 3 or values.ndim != 3 or values.shape[:2] != coords.shape[:2]:
         raise UserError(
             f"expected coords (S, N, d) and values (S, N, C) in {path}, got {tuple(coords.shape)} and "
             f"{tuple(values.shape)}"
         )
+    if coords.shape[-1] not in (2, 3):
+        raise UserError(f"expected points of the plane or of space in {path}, got dimension {coords.shape[-1]}")
+    least = 2 if labelled else 1
+    if len(coords) < least or coords.shape[1] < 1:
+        count = "two point sets" if labelled else "one point set"
+        raise UserError(f"expected at least {count} of at least one point in {path}, got {tuple(coords.shape[:2])}")
+    if values.shape[-1] < 1:
+        raise UserError(f"expected at least one feature a point in {path}, got none; give ones for points without any")
     if mask.shape != coords.shape[:2] or mask.dtype != torch.bool:
         raise UserError(f"expected a boolean mask (S, N) in {path}, got {tuple(mask.shape)} of {mask.dtype}")
-    if labels.shape != coords.shape[:1] or labels.is_floating_point() or bool((labels < 0).any()):
+    if not bool(mask.any(1).all()):
+        first = int((~mask.any(1)).nonzero()[0])
+        raise UserError(f"expected a point in each set of {path}, got set {first} with all of them masked")
+    check_finite(f"coords in {path}", coords[mask])
+    check_finite(f"values in {path}", values[mask])
+    if "labels" not in arrays:
+        return PointSets(coords, values, mask, torch.full((len(coords),), -1))
+    return PointSets(coords, values, mask, _labels(arrays["labels"], len(coords), path, learnt=labelled))
+
+
+def _labels(labels: np.ndarray, count: int, path: str | Path, *, learnt: bool) -> Int[Tensor, " S"]:
+    """The labels of a file as int64, checked; those to learn from also for what can be learnt."""
+    if labels.shape != (count,) or labels.dtype.kind not in "iu" or bool((labels < 0).any()):
         raise UserError(
             f"expected integer labels (S,) from 0 up in {path}, got {tuple(labels.shape)} of {labels.dtype}"
         )
-    if len(labels) < 2:
-        raise UserError(f"expected at least two point sets in {path}, got {len(labels)}")
-    check_finite(f"coords in {path}", coords[mask])
-    check_finite(f"values in {path}", values[mask])
-    return PointSets(coords, values, mask, labels.long())
+    largest = int(labels.max())
+    if largest >= MAX_CLASSES:
+        raise UserError(
+            f"expected labels below {MAX_CLASSES} in {path}, got {largest}; number the classes from 0 without gaps"
+        )
+    if learnt and largest == int(labels.min()):
+        raise UserError(f"expected at least two classes in {path}, got {largest} for each set")
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def split(sets: PointSets) -> tuple[PointSets, PointSets]:

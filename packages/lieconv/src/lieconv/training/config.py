@@ -1,60 +1,77 @@
-"""What a run is: every choice that its results depend on."""
+"""What a run is: each choice that its results depend on, once: flags of ``lieconv train`` and ``config.json``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import torch
 from lie.groups import LieGroup, by_name
-from lie.run import UserError, seeded_generator
+from lie.run import Count, LearningRate, Seed, UserError, WeightDecay, seeded_generator
+from msgspec import Meta
 
+from lieconv.data import MAX_CLASSES
 from lieconv.models import LieResNet
+
+_MAX_PARAMETERS = 10**8  # 400 MB, and three times that with the moments of AdamW
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """The choices of one training run, as stored in its ``config.json``."""
 
-    data: str
-    group: str
-    lift: str
-    num_samples: int
-    channels: int
-    num_layers: int
-    num_neighbors: int
-    bottleneck: int
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    seed: int
+    data: str = "digits"
+    """Data set: digits, or a file FILE.npz with coords (S, N, d), values (S, N, C), labels (S,), mask (S, N)."""
+    group: str = "se2"
+    """Group: trivial, t2, so2, se2, rxso2, rxsq, sim2 in the plane; trivial, t3, so3, se3, sim3 in space."""
+    lift: Literal["exact", "sampled"] = "exact"
+    """exact: equivariant up to rounding; sampled: the paper's random lifts, equivariant in expectation."""
+    num_samples: Annotated[int, Meta(ge=1, le=100)] = 1
+    """Group elements a point, for --lift sampled."""
+    channels: Annotated[int, Meta(ge=1, le=4096)] = 64
+    """Width of the network."""
+    num_layers: Annotated[int, Meta(ge=1, le=200)] = 4
+    """Residual blocks."""
+    num_neighbors: Annotated[int, Meta(ge=1, le=10_000)] | None = None
+    """Neighbours a point, itself included; by default 20, or all points of a set that has fewer."""
+    bottleneck: Annotated[int, Meta(ge=1, le=4096)] = 2
+    """Divisor of the width inside the blocks."""
+    epochs: Count = 15
+    """Passes over the training sets."""
+    batch_size: Count = 64
+    """Point sets a step."""
+    learning_rate: LearningRate = 3e-3
+    """Peak learning rate of AdamW; it falls to zero along a cosine."""
+    weight_decay: WeightDecay = 1e-4
+    """Weight decay of AdamW."""
+    seed: Seed = 0
+    """Seed of weights, order and sampled lifts."""
 
     def __post_init__(self) -> None:
-        for name in ("num_samples", "channels", "num_layers", "num_neighbors", "bottleneck", "epochs", "batch_size"):
-            value = getattr(self, name)
-            if value < 1:
-                raise UserError(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
-        if not 0.0 < self.learning_rate < float("inf"):
-            raise UserError(f"expected a positive --learning-rate, got {self.learning_rate}")
-        if not 0.0 <= self.weight_decay < float("inf"):
-            raise UserError(f"expected a --weight-decay of at least 0, got {self.weight_decay}")
-        if self.seed < 0:
-            raise UserError(f"expected a --seed of at least 0, got {self.seed}")
-        if self.lift not in ("exact", "sampled"):
-            raise UserError(f"expected --lift exact or sampled, got {self.lift!r}")
+        if self.bottleneck > self.channels:
+            raise UserError(f"expected --bottleneck of at most the {self.channels} --channels, got {self.bottleneck}")
         if self.lift == "exact" and self.num_samples != 1:
             raise UserError(
                 f"the exact lift has one element a point, got --num-samples {self.num_samples}; use --lift sampled"
             )
 
-    @staticmethod
-    def from_json(value: Any) -> RunConfig:
-        """The configuration in the ``config`` entry of a run's ``config.json``."""
-        names = {field.name for field in fields(RunConfig)}
-        if not isinstance(value, dict) or set(value) != names:
-            raise UserError("config.json is not of a lieconv training run; give the folder of one")
-        return RunConfig(**value)
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What a network and a check need to know of the data of a run, as stored in its ``config.json``."""
+
+    dimension: Literal[2, 3]
+    """Of the points."""
+    features: Count
+    """Of a point."""
+    classes: Annotated[int, Meta(ge=2, le=MAX_CLASSES)]
+    """Outputs of the network."""
+    train_sha256: str
+    """Digest of the training sets, `PointSets.digest`."""
+    test_sha256: str
+    """Digest of the test sets."""
 
 
 def resolve_group(name: str, d: int) -> LieGroup:
@@ -65,14 +82,45 @@ def resolve_group(name: str, d: int) -> LieGroup:
     return group
 
 
-def build_model(config: RunConfig, d: int, in_channels: int, num_classes: int) -> LieResNet:
-    """The network of a run, with weights drawn from its seed; the state of torch's own generator is kept."""
+def build_model(config: RunConfig, data: DataFacts) -> LieResNet:
+    """The network of a run, with weights drawn from its seed; the state of torch's own generator is kept.
+
+    Raises:
+        UserError: for choices that do not fit each other, and for a network of more than 10^8 parameters, before
+            memory is taken for them.
+    """
+    # The number of parameters is a polynomial in the width, of degree 2 with no negative coefficient, and linear in
+    # the number of layers: from that of a small network follows a bound.
+    small = replace(config, channels=min(config.channels, 64), num_layers=min(config.num_layers, 2))
     with torch.random.fork_rng(devices=[]):
+        count = sum(parameter.numel() for parameter in _network(small, data).parameters())
+        bound = count * (config.channels / small.channels) ** 2 * config.num_layers / small.num_layers
+        if bound > _MAX_PARAMETERS:
+            raise UserError(
+                f"expected a network of at most {_MAX_PARAMETERS:.0e} parameters, got about {bound:.0e}; give fewer "
+                "--channels or --num-layers, or a larger --bottleneck"
+            )
         torch.manual_seed(config.seed)
+        return _network(config, data)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """What the network does not take of the choices is for the user to mend."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+def _network(config: RunConfig, data: DataFacts) -> LieResNet:
+    assert config.num_neighbors is not None  # set where the data were loaded
+    group = resolve_group(config.group, data.dimension)
+    with _one_line():
         return LieResNet(
-            in_channels,
-            num_classes,
-            group=resolve_group(config.group, d),
+            data.features,
+            data.classes,
+            group=group,
             lift="exact" if config.lift == "exact" else "sampled",
             num_samples=config.num_samples,
             channels=config.channels,

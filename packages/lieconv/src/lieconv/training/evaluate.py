@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from lie.groups import SO2
-from lie.run import atomic_path, seeded_generator
+from lie.run import atomic_path, check_finite, seeded_generator
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,14 +17,21 @@ from lieconv.models import LieResNet
 
 _ROTATION_SEED = 0  # the rotated test sets are the same for every run, so that runs compare
 _ANGLES = 12
+_TINY = torch.finfo(torch.float32).tiny  # a network whose logits are all zero changes by nothing
 
 
 @torch.no_grad()
 def predict(model: LieResNet, sets: PointSets, batch_size: int, device: torch.device) -> Tensor:
-    """Class logits (S, classes) of the network in evaluation mode, on the CPU."""
+    """Class logits (S, classes) of the network in evaluation mode, on the CPU.
+
+    Raises:
+        UserError: if they are not finite, as those of a network that diverged or of points too large for float32.
+    """
     model.eval()
     parts = (sets[i : i + batch_size].to(device) for i in range(0, len(sets), batch_size))
-    return torch.cat([model(part.coords, part.values, part.mask).cpu() for part in parts])
+    logits = torch.cat([model(part.coords, part.values, part.mask).cpu() for part in parts])
+    check_finite("logits of the network", logits, remedy="train with a smaller --learning-rate, or scale the points")
+    return logits
 
 
 def evaluate(model: LieResNet, test_sets: PointSets, batch_size: int, device: torch.device) -> dict[str, Any]:
@@ -40,7 +47,7 @@ def evaluate(model: LieResNet, test_sets: PointSets, batch_size: int, device: to
     result: dict[str, Any] = {
         "accuracy_upright": _accuracy(upright, test_sets),
         "accuracy_rotated": _accuracy(rotated, test_sets),
-        "rotation_change": float((rotated - upright).abs().max() / upright.abs().max()),
+        "rotation_change": float((rotated - upright).abs().max() / upright.abs().max().clamp(min=_TINY)),
         "test_sets": len(test_sets),
     }
     if test_sets.coords.shape[-1] == 2:

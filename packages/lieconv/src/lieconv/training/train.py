@@ -8,53 +8,36 @@ so2 and se2 networks keep it exactly, t2 and trivial fall to about a third.
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
-
 import torch
-from lie.run import (
-    RunLog,
-    UserError,
-    load_checkpoint,
-    provenance,
-    save_checkpoint,
-    save_weights,
-    seeded_generator,
-    write_json,
-)
+from lie.run import RunFolder, seeded_generator
 from torch import nn
 from tqdm import tqdm
 
 from lieconv.data import PointSets
 from lieconv.models import LieResNet
-from lieconv.training.config import RunConfig, build_model
+from lieconv.training.config import DataFacts, RunConfig, build_model
 
 
 def train(
-    config: RunConfig, train_sets: PointSets, out: Path, device: torch.device, *, num_classes: int, resume: bool = False
+    config: RunConfig, data: DataFacts, train_sets: PointSets, run: RunFolder[RunConfig], device: torch.device
 ) -> LieResNet:
-    """Train the network of ``config`` and leave it in ``out``.
+    """Train the network of ``config`` in the folder of a run, or go on with it there, bit for bit.
 
-    Writes ``config.json``, ``train.jsonl`` (a line an epoch), ``checkpoint.safetensors`` (after every epoch;
-    a resumed run continues from it bit for bit) and at the end ``model.safetensors``.
+    Writes ``config.json``, ``train.jsonl`` (a line an epoch), ``checkpoint.safetensors`` (after every epoch) and at
+    the end ``model.safetensors``.
 
     Raises:
-        UserError: if the loss stops being finite, or a checkpoint to resume is broken or of another run.
+        UserError: if the loss or a weight stops being finite, or a checkpoint to resume is broken or of another run.
     """
-    _, _, d = train_sets.coords.shape
-    model = build_model(config, d, train_sets.values.shape[-1], num_classes).to(device)
+    model = build_model(config, data).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     steps = -(-len(train_sets) // config.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps * config.epochs)
     order = seeded_generator(config.seed)
-    log, checkpoint = RunLog(out / "train.jsonl"), out / "checkpoint.safetensors"
-    start = 0
-    if resume and checkpoint.exists():
-        start = _restore(load_checkpoint(checkpoint), model, optimizer, schedule, order)
-        log.rewind("epoch", start)
-    else:
-        log.rewind("epoch", 0)
-        write_json(out / "config.json", {"config": asdict(config), "versions": provenance("lieconv")})
+    assert model.generator is not None  # build_model gives one
+    start = run.begin(
+        "epoch", config.epochs, model=model, optimizer=optimizer, schedule=schedule, order=order, lift=model.generator
+    )
 
     train_sets = train_sets.to(device)
     model.train()
@@ -75,45 +58,9 @@ def train(
                 bar.update()
             mean_loss, accuracy = float(total) / len(train_sets), float(correct) / len(train_sets)
             if not torch.isfinite(total):
-                raise UserError(f"the loss is not finite in epoch {epoch + 1}; try a smaller --learning-rate")
+                raise run.diverged(f"the loss is not finite in epoch {epoch + 1}")
             bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{accuracy:.3f}")
-            log.append({"epoch": epoch + 1, "loss": mean_loss, "accuracy": accuracy})
-            save_checkpoint(
-                checkpoint,
-                {
-                    "config": asdict(config),
-                    "epoch": epoch + 1,
-                    "model": dict(model.state_dict()),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "order": order.get_state(),
-                    "lift": _lift_state(model),
-                },
-            )
-    save_weights(out / "model.safetensors", model, {"format": "lieconv"})
+            run.log.append({"epoch": epoch + 1, "loss": mean_loss, "accuracy": accuracy})
+            run.save(epoch + 1)
+    run.finish(model)
     return model
-
-
-def _lift_state(model: LieResNet) -> torch.Tensor:
-    assert model.generator is not None  # build_model gives one
-    return model.generator.get_state()
-
-
-def _restore(
-    tree: dict,
-    model: LieResNet,
-    optimizer: torch.optim.Optimizer,
-    schedule: torch.optim.lr_scheduler.LRScheduler,
-    order: torch.Generator,
-) -> int:
-    """Put a checkpoint into the objects of a run; returns the number of finished epochs."""
-    try:
-        model.load_state_dict(tree["model"])
-        optimizer.load_state_dict(tree["optimizer"])
-        schedule.load_state_dict(tree["schedule"])
-        order.set_state(tree["order"])
-        if model.generator is not None:
-            model.generator.set_state(tree["lift"])
-        return tree["epoch"]
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"the checkpoint is not of this run: {str(error).splitlines()[0]}") from None

@@ -19,11 +19,22 @@ from lie.run.folder import (
 from lie.run.log import RunLog, print_table
 from lie.run.npz import read_npz
 from lie.run.provenance import provenance
-from lie.run.schema import Count, NonNegative, Positive, Seed, check_flags, check_value, validate
+from lie.run.schema import (
+    Count,
+    LearningRate,
+    NonNegative,
+    Positive,
+    Seed,
+    WeightDecay,
+    check_flags,
+    check_value,
+    validate,
+)
 from lie.run.seeds import resolve_device, seeded_generator
 
 __all__ = [
     "Count",
+    "LearningRate",
     "NonNegative",
     "Positive",
     "RunFlags",
@@ -31,6 +42,7 @@ __all__ = [
     "RunLog",
     "Seed",
     "UserError",
+    "WeightDecay",
     "WriteError",
     "atomic_path",
     "check_finite",

@@ -12,7 +12,7 @@ import copy
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -52,7 +52,7 @@ class RunFlags:
     out: Path | None = None
     """Folder for the run."""
     resume: Path | None = None
-    """Folder of an interrupted run to go on with; its own configuration holds, other flags are ignored."""
+    """Folder of an interrupted run to go on with, by its own configuration."""
 
     def folder(self) -> Path:
         """The folder of the run.
@@ -65,6 +65,25 @@ class RunFlags:
         if self.resume is not None and self.out is None:
             return self.resume
         raise UserError("give either --out DIR for a new run or --resume DIR to go on with one")
+
+    def check_unchanged(self, config: Any, *, free: Collection[str] = ()) -> None:
+        """Verify that no flag beside --resume asks for another configuration than that of the run.
+
+        Args:
+            config: the configuration of the run; fields of the same name are flags.
+            free: flags that may differ.
+
+        Raises:
+            UserError: names the flag.
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in defaults.keys() & asdict(config).keys() - set(free):
+            value, before = getattr(self, name), getattr(config, name)
+            if value not in (defaults[name], before):
+                raise UserError(
+                    f"the run in {self.resume} has {name} {before!r}, got --{name.replace('_', '-')} {value!r}; a run "
+                    "goes on by its own configuration: leave the flag out, or begin another run with --out"
+                )
 
 
 class RunFolder(AbstractContextManager["RunFolder[Any]"], Generic[C]):

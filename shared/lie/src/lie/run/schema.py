@@ -27,6 +27,10 @@ Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 """Finite number above 0."""
 NonNegative = Annotated[float, msgspec.Meta(ge=0.0)]
 """Finite number of at least 0."""
+LearningRate = Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)]
+"""Of an optimiser. Above the bound no training converges, and torch's own arithmetic of steps overflows."""
+WeightDecay = Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)]
+"""Of an optimiser."""
 
 
 def validate(kind: type[T], value: Any, where: str) -> T:
