@@ -162,7 +162,7 @@ def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
             taken: list[Tensor] = []
             _integrate(velocity, attempt, y, times, options, direction, lands, taken)
         again = compiled_step(make_again, field, ("again", *key)) if options.compile else make_again()
-        out = _replay(again, velocity, y, times, lands, taken)
+        out = _replay(again, velocity, y, times, lands, taken, field)
     else:
         out = _integrate(velocity, attempt, y, times, options, direction, lands, None)
     return out.view(len(t), *shape)
@@ -444,13 +444,14 @@ def _replay(
     times: Tensor,
     lands_on_outputs: bool,
     taken: list[Tensor],
+    field: Field,
 ) -> Tensor:
     """The outputs again, by the steps ``taken``, with the graph of a segment at a time."""
     out = torch.cat([y.unsqueeze(0), y.detach().new_full((len(times) - 1, *y.shape), torch.nan)])
     k = velocity(times[:1].expand(y.shape[0]).unsqueeze(-1), y)
     moved = (times[0] - times[0].detach()) * torch.tensor([1.0, 0.0, 1.0], dtype=times.dtype, device=times.device)
     shift = moved.view(3, 1, 1)  # zero, and how the start of the time moves all steps
-    leaves = captured_leaves(lambda y, k, shift: again(taken[0] + shift, y, k), y, k, shift)
+    leaves = captured_leaves(lambda y, k, shift: again(taken[0] + shift, y, k), y, k, shift, field=field)
 
     for steps in segments(len(taken)):
 

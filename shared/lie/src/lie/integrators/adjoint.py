@@ -10,11 +10,13 @@ torch's own checkpoints do not go together with torch.func inside the field, whi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from lie.integrators.fields import parameters_of
 
 State = tuple[Tensor, ...]
 
@@ -25,29 +27,36 @@ def segments(count: int) -> list[range]:
     return [range(start, min(start + length, count)) for start in range(0, count, length)]
 
 
-def captured_leaves(function: Callable[..., State], *state: Tensor) -> list[Tensor]:
+def graph_leaves(outputs: Iterable[Tensor]) -> list[Tensor]:
+    """The leaf tensors that the graph of ``outputs`` reaches."""
+    pending = [x.grad_fn for x in outputs if x.grad_fn is not None]
+    leaves, seen = [], set(pending)
+    while pending:
+        node = pending.pop()
+        following = node.next_functions
+        if not following:
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                leaves.append(leaf)
+        for child, _ in following:
+            if child is not None and child not in seen:
+                seen.add(child)
+                pending.append(child)
+    return leaves
+
+
+def captured_leaves(function: Callable[..., State], *state: Tensor, field: object = None) -> list[Tensor]:
     """The tensors that require gradients and enter ``function`` otherwise than by its arguments: parameters.
 
-    Found in the graph of one call.
+    Those in the graph of one call, and those of the module that ``field`` is: it may use some at later times only.
     """
     if not torch.is_grad_enabled():
         return []
     with torch.enable_grad():
         probes = [x.detach().requires_grad_() for x in state]
-        pending = [x.grad_fn for x in function(*probes) if x.grad_fn is not None]
+        leaves = graph_leaves(function(*probes))
     known = {id(x) for x in probes}
-    leaves, seen = [], set()
-    while pending:
-        node = pending.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        leaf = getattr(node, "variable", None)
-        if leaf is not None and id(leaf) not in known:
-            known.add(id(leaf))
-            leaves.append(leaf)
-        pending.extend(following for following, _ in node.next_functions if following is not None)
-    return leaves
+    return [*{id(x): x for x in (*leaves, *parameters_of(field)) if id(x) not in known}.values()]
 
 
 class _Segment(torch.autograd.Function):
@@ -55,28 +64,62 @@ class _Segment(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, function: Callable[..., State], count: int, *inputs: Tensor) -> State:
-        ctx.function, ctx.count = function, count
-        ctx.save_for_backward(*inputs)
-        return function(*inputs[:count])
+        ctx.function, ctx.count, ctx.leaves = function, count, inputs[count:]
+        ctx.save_for_backward(*inputs)  # the leaves too: changed in place since, they raise
+        # Without its history: the gradient of a segment must not reach the leaves through the segments before it.
+        return function(*(x.detach() for x in inputs[:count]))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        inputs = ctx.saved_tensors
-        leaves = list(inputs[ctx.count :])
-        # Where a graph of the gradient is wanted, grad mode is on here: the state then keeps its own history, and the
-        # gradient of the gradient is found in it.
-        wanted = torch.is_grad_enabled()
-        with torch.enable_grad():
-            state = [x.view_as(x) if wanted else x.detach() for x in inputs[: ctx.count]]
-            state = [x if x.requires_grad else x.detach().requires_grad_() for x in state]
-            outputs = ctx.function(*state)
-        pairs = [(x, g) for x, g in zip(outputs, gradients, strict=True) if x.requires_grad and g is not None]
-        # Retained, because leaves may be reached through a graph that was made outside, once for all segments.
-        found = torch.autograd.grad(
-            [x for x, _ in pairs], [*state, *leaves], [g for _, g in pairs], retain_graph=True, allow_unused=True,
-            create_graph=wanted,
-        )  # fmt: skip
-        return (None, None, *found)
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        function, count = ctx.function, ctx.count
+        state, leaves = ctx.saved_tensors[:count], ctx.leaves
+        given = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        present: list[bool] = []
+
+        def slopes(*inputs: Tensor) -> State:
+            """The gradients by state and leaves, without the absent ones, from the state and the given gradients."""
+            found = _gradients(function, inputs[:count], leaves, dict(zip(given, inputs[count:], strict=True)))
+            present[:] = [x is not None for x in found]
+            distinct = {id(x): x for x in found if x is not None}
+            # An output may not be returned twice.
+            return tuple(distinct.pop(id(x)) if id(x) in distinct else x.clone() for x in found if x is not None)
+
+        inputs = (*state, *(gradients[i] for i in given))
+        # Where a graph of the gradient is wanted, grad mode is on here. The gradient is then a segment of its own, a
+        # function of the state, the gradients and the leaves; so derivatives of every order are those of the steps.
+        if torch.is_grad_enabled():
+            found = iter(run_segment(slopes, leaves, *inputs))
+        else:
+            found = iter(slopes(*(x.detach() for x in inputs)))
+        return (None, None, *(next(found) if x else None for x in present))
+
+
+def _gradients(
+    function: Callable[..., State], state: Sequence[Tensor], leaves: Sequence[Tensor], gradients: dict[int, Tensor]
+) -> tuple[Tensor | None, ...]:
+    """The gradients by ``state`` and ``leaves`` of the outputs of ``function`` that have ``gradients``."""
+    wanted = torch.is_grad_enabled()
+    with torch.enable_grad():
+        state = [x if x.requires_grad else x.detach().requires_grad_() for x in state]
+        outputs = function(*state)
+    chosen = [i for i in gradients if outputs[i].requires_grad]
+    _check_leaves(graph_leaves(outputs[i] for i in chosen), [*state, *leaves])
+    # Retained, because leaves may be reached through a graph that was made outside, once for all segments.
+    return torch.autograd.grad(
+        [outputs[i] for i in chosen], [*state, *leaves], [gradients[i] for i in chosen], retain_graph=True,
+        allow_unused=True, create_graph=wanted,
+    )  # fmt: skip
+
+
+def _check_leaves(used: Sequence[Tensor], known: Sequence[Tensor]) -> None:
+    names = {id(x) for x in known}
+    unknown = [x for x in used if id(x) not in names]
+    if unknown:
+        raise ValueError(
+            f"the field depends on a tensor of shape {tuple(unknown[0].shape)} that requires gradients in later steps, "
+            "but not in the first: checkpoints would lose its gradient; make it a parameter of a torch.nn.Module that "
+            "is the field, or integrate without checkpoint or adjoint"
+        )
 
 
 def run_segment(function: Callable[..., State], leaves: Sequence[Tensor], *state: Tensor) -> State:
@@ -85,7 +128,12 @@ def run_segment(function: Callable[..., State], leaves: Sequence[Tensor], *state
 
 
 def checkpointed(
-    step: Callable[..., State], state: State, t: Sequence[Tensor], h: Sequence[Tensor], marks: Sequence[bool]
+    step: Callable[..., State],
+    state: State,
+    t: Sequence[Tensor],
+    h: Sequence[Tensor],
+    marks: Sequence[bool],
+    field: object = None,
 ) -> Tensor:
     """The first tensor of the state at the start and after the marked steps, (1 + number of marks, ...).
 
@@ -94,9 +142,10 @@ def checkpointed(
         state: the state before the first step.
         t, h: time and size of each step.
         marks: after which steps the state is an output.
+        field: the field of the step; where it is a module, its parameters receive gradients from every step.
     """
     outputs = [state[0]]
-    leaves = captured_leaves(lambda *before: step(t[0], h[0], *before), *state)
+    leaves = captured_leaves(lambda *before: step(t[0], h[0], *before), *state, field=field)
     for steps in segments(len(t)):
 
         def segment(*before: Tensor, steps: range = steps) -> State:

@@ -88,7 +88,7 @@ def walk(
         return after if project is None else (project(after[0]), *after[1:])
 
     if checkpoint:
-        return checkpointed(whole, state, now.unbind(), h.unbind(), marks)
+        return checkpointed(whole, state, now.unbind(), h.unbind(), marks, field)
     for at, size, mark in zip(now.unbind(), h.unbind(), marks, strict=True):
         state = whole(at, size, *state)
         if mark:
