@@ -9,7 +9,7 @@ import torch
 from lie.groups import SE2, SE3, SO2, Heisenberg, LieGroup, RxSO2, RxSQ, Sim2, T, Trivial
 from lie.testing import assert_equivariant, check_group
 from lieconv import LieConv, LieResNet, build_geometry, density_weights, farthest_points
-from lieconv.geometry import kernel_dim
+from lieconv.geometry import kernel_dim, subsample
 from lieconv.geometry.lifts import varying_entries
 from lieconv.geometry.subsample import first_points
 from lieconv.nn import Neighbourhood
@@ -445,3 +445,35 @@ def test_nothing_in_nothing_out(shape):
         assert model.eval()(x, v).shape[:2] == shape
     pooled = LieResNet(2, 1, group=SE3(), channels=8, num_layers=1, num_neighbors=4).eval()
     assert pooled(x, v).shape == (shape[0], 1) and torch.isfinite(pooled(x, v)).all()
+
+
+@pytest.mark.parametrize("group", [T(2), SE2(), SO2(), RxSO2(), RxSQ(), Sim2(), Heisenberg()], ids=repr)
+@pytest.mark.parametrize("by_torch", [False, True])
+def test_no_point_is_chosen_twice_where_positions_repeat(group, by_torch, monkeypatch):
+    """Twenty points on five positions: twelve points, with all five positions among the first five."""
+    if by_torch:
+        monkeypatch.setattr(subsample, "_by_numbers", lambda *arguments: None)
+    positions = torch.randn(3, 5, 2, dtype=torch.float64, generator=generator())
+    x = positions[:, torch.arange(20) % 5]
+    mask = torch.arange(20) < torch.tensor([[20], [13], [0]])
+    layouts = [{"coords": x, "mask": mask}]
+    layouts += [{"coords": x[mask], "batch": torch.arange(3).repeat_interleave(torch.tensor([20, 13, 0]))}]
+    if group.isometric and not by_torch and not isinstance(group, SO2):
+        layouts += [{"coords": x, "mask": mask, "cell": 9 * torch.eye(2, dtype=torch.float64)}]
+    for options in layouts:
+        for at_random in (False, True):
+            index, shape, kept = farthest_points(
+                group, fraction=0.6, at_random=at_random, generator=generator(1), **options
+            )
+            counts = kept.view(shape).sum(1).tolist()
+            assert counts == [12, 8, 0][: len(counts)]
+            start = 0
+            for b, (row, there) in enumerate(zip(index.view(shape), kept.view(shape), strict=True)):
+                chosen = row[there] - start
+                start += 20
+                assert len(set(chosen.tolist())) == len(chosen) and bool((chosen >= 0).all())
+                assert bool((chosen < [20, 13, 0][b]).all())
+                if len(chosen) and not isinstance(group, Heisenberg):  # whose elements of a place are drawn, and differ
+                    assert len(set((chosen[:5] % 5).tolist())) == 5
+    with pytest.raises(TypeError, match="expected a number as fraction"):
+        farthest_points(group, x, fraction=True)

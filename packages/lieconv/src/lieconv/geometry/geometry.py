@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from lie.groups import LieGroup
+from lie.groups import LieGroup, affine_structure
 from torch import Tensor
 from torch.utils._pytree import register_pytree_node
 
@@ -23,7 +23,10 @@ from lieconv.geometry.lifts import (
     FrameLift,
     Lift,
     LiftName,
+    check_flags,
+    check_generator,
     check_numbers,
+    frame_structure,
     make_lift,
 )
 from lieconv.geometry.neighbours import Neighbourhoods, fill_radius, find_neighbours, gather
@@ -152,6 +155,7 @@ def build_geometry(
     radius: float | Float[Tensor, ""] | None = None,
     fill: float | None = None,
     at_random: bool = False,
+    smooth: bool = False,
     lift: LiftName = "exact",
     coordinates: Coordinates = "auto",
     num_samples: int = 1,
@@ -180,6 +184,9 @@ def build_geometry(
             radius is the average over the points of this batch.
         at_random: with a radius or fill, draw the neighbours uniformly from the ball (the paper's training) instead of
             taking the nearest.
+        smooth: refuse neighbourhoods that do not depend on the points in a continuously differentiable way, as forces
+            need: where ``num_neighbors`` leaves out points within the radius (any, without a radius), and where a
+            radius in a periodic cell reaches two images of one point. An accelerator is waited for.
         lift: ``"exact"``: every output is exactly equivariant. ``"sampled"``: the paper's: elements drawn uniformly
             from each point's coset; equivariant in expectation. See `lieconv.geometry.lifts`.
         coordinates: what the kernel sees of a pair: ``"invariants"`` (exact lift, the default where the group is made
@@ -201,7 +208,8 @@ def build_geometry(
 
     Raises:
         ValueError: for wrong shapes, non-finite valid coordinates, fewer than one neighbour or sample, a group without
-            an exact lift, a radius that is not positive, a cell or radius with a group that does not preserve lengths.
+            an exact lift, a radius that is not positive, a cell or radius with a group that does not preserve lengths;
+            with ``smooth``, for neighbourhoods that are not.
         TypeError: for coordinates that are not floating-point or a mask that is not boolean.
     """
     made = make_lift(group, lift, coordinates, num_samples)
@@ -209,7 +217,11 @@ def build_geometry(
         raise ValueError("expected queries beside query_mask or query_batch, got none")
     if targets is None and (target_shape is not None or target_mask is not None):
         raise ValueError("expected targets beside target_shape or target_mask, got none")
+    check_flags(at_random=at_random, smooth=smooth)
+    check_generator(generator)
     check_neighbourhood(made, group, num_neighbors, radius, fill, at_random, cell)
+    if smooth:
+        check_smooth(made, group, radius, fill, at_random)
     sources = cloud_of(group, coords, mask, batch=batch, cell=cell)
     if quadrature is not None:
         quadrature = check_quadrature(quadrature, sources)
@@ -221,6 +233,7 @@ def build_geometry(
         "num_neighbors": num_neighbors,
         "radius": radius,
         "at_random": at_random,
+        "smooth": smooth,
         "quadrature": quadrature,
         "generator": generator,
     }
@@ -335,22 +348,23 @@ def _frame_geometry(
         frames = mine, gather(theirs.mT.contiguous(), near.indices)
     size = None
     if lift.structure.dilation and not lift.about_centre:
-        size = near.squared_radius.sqrt().unsqueeze(1), gather(around.squared_radius.sqrt(), near.indices)
+        size = near.squared_scale.sqrt().unsqueeze(1), gather(around.squared_scale.sqrt(), near.indices)
     here = where.cloud.coords.unsqueeze(1)
     there = here + near.offsets if sources.cell is not None else gather(sources.coords, near.indices)
-    coords = lift.pairs(here, there, near.offsets, near.squared, frames, size)
+    coords = lift.pairs(here, there, near.offsets, near.squared, near.weights, frames, size)
     return _assembled(near, coords, sources, where, centre, 1)
 
 
 def _axes_geometry(lift: AxesLift, sources: Cloud, where: _Where, search: dict[str, Any], centre: Tensor) -> Geometry:
     near = find_neighbours(lift, sources, where.cloud, **search)
-    coords = lift.pairs(where.cloud.coords.unsqueeze(1), gather(sources.coords, near.indices))
+    there = gather(sources.coords, near.indices)
+    coords = lift.pairs(where.cloud.coords.unsqueeze(1), there, near.weights)
     return _assembled(near, coords, sources, where, centre, 1)
 
 
 def _frames(lift: FrameLift, points: Cloud, near: Neighbourhoods, features: Tensor | None) -> Tensor | None:
     weighing = None if features is None else gather(features, near.indices)
-    return local_frames(lift.structure, points.coords, near.offsets, near.weights, near.squared_radius, weighing)
+    return local_frames(lift.structure, points.coords, near.offsets, near.weights, near.squared_scale, weighing)
 
 
 def _element_geometry(
@@ -429,16 +443,14 @@ def _positions(points: Cloud, sources: Cloud, centre: Tensor) -> Tensor:
 
 def _rows_of(near: Neighbourhoods, where: _Where) -> Neighbourhoods:
     assert where.targets is not None
-    tensors = (near.indices, near.weights, near.offsets, near.squared, near.squared_radius)
-    indices, weights, *rest = (x.index_select(0, where.targets) for x in tensors)
+    indices, weights, *rest = (x.index_select(0, where.targets) for x in near.tensors)
     return Neighbourhoods(indices, weights * where.cloud.mask.unsqueeze(-1), *rest)
 
 
 def _repeated(near: Neighbourhoods, copies: int, step: int) -> Neighbourhoods:
     shift = torch.arange(copies, device=near.indices.device).repeat_interleave(len(near.indices)).unsqueeze(1) * step
-    rest = (near.weights, near.offsets, near.squared, near.squared_radius)
-    indices = near.indices.repeat(copies, 1) + shift
-    return Neighbourhoods(indices, *(x.repeat(copies, *([1] * (x.ndim - 1))) for x in rest))
+    indices, *rest = (x.repeat(copies, *([1] * (x.ndim - 1))) for x in near.tensors)
+    return Neighbourhoods(indices + shift, *rest)
 
 
 def _repeated_cloud(cloud: Cloud, copies: int) -> Cloud:
@@ -474,8 +486,6 @@ def _centres(lift: Lift, group: LieGroup, cloud: Cloud) -> Float[Tensor, "B d"]:
 
 
 def _structure(group: LieGroup):
-    from lie.groups import affine_structure
-
     return affine_structure(group)
 
 
@@ -497,6 +507,10 @@ def check_neighbourhood(
         raise ValueError("expected a radius or a fill fraction, got both")
     if isinstance(radius, int | float) and not 0.0 < radius < float("inf"):
         raise ValueError(f"expected a positive radius, got {radius}")
+    if isinstance(radius, Tensor):
+        _check_radius(radius)
+    if isinstance(fill, Tensor):
+        raise TypeError("expected a number as fill, got a tensor; use float(fill)")
     if fill is not None and not 0.0 < fill <= 1.0:
         raise ValueError(f"expected a fill fraction above 0 and up to 1, got {fill}")
     limited = radius is not None or fill is not None
@@ -516,6 +530,37 @@ def check_neighbourhood(
             raise ValueError(f"{group!r} turns about one fixed centre, which a periodic cell does not have")
         if at_random:
             raise ValueError("neighbours in a periodic cell are the nearest; leave at_random out")
+
+
+def _check_radius(radius: Tensor) -> None:
+    if radius.numel() != 1 or not radius.is_floating_point():
+        raise TypeError(f"expected one floating-point number as radius, got {tuple(radius.shape)} of {radius.dtype}")
+    values = plain_values(radius) if radius.device.type == "cpu" else None
+    # Zero is the measured radius of sets of one point.
+    if values is not None and not 0.0 <= float(values) < float("inf"):
+        raise ValueError(f"expected a positive radius, got {float(values)}")
+
+
+def check_smooth(
+    lift: Lift, group: LieGroup, radius: float | Tensor | None, fill: float | None, at_random: bool
+) -> None:
+    """Raise where no choice of points makes a geometry continuously differentiable in them."""
+    if at_random:
+        raise ValueError("forces need neighbours that are not drawn at random; use at_random=False")
+    if fill is not None:
+        raise ValueError("forces need a length that depends on no other point, got a fill fraction; use radius")
+    if isinstance(lift, ElementLift) and (not lift.exact or lift.log or frame_structure(group) is not None):
+        raise ValueError(
+            f"forces need kernel coordinates that are smooth in the points, which draws and logarithms are not; use "
+            f"lift='exact' and coordinates='auto', got {group!r} without"
+        )
+    if isinstance(lift, AxesLift) and lift.kind != "invariants":
+        raise ValueError("forces need kernel coordinates that are smooth across the axes; use coordinates='auto'")
+    if radius is not None and (isinstance(lift, AxesLift) or (isinstance(lift, FrameLift) and lift.about_centre)):
+        raise ValueError(
+            f"{group!r} dilates lengths: near what it keeps, points within a radius have energies without a limit, and "
+            "forces jump; leave radius out"
+        )
 
 
 def check_quadrature(quadrature: Tensor, cloud: Cloud) -> Tensor:

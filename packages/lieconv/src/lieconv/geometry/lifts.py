@@ -6,7 +6,7 @@ the pair. Four kinds, all giving numbers that do not change when the group moves
 - `FrameLift`, exact, for actions made of translations, turns and dilations (`lie.groups.AffineStructure`): the entries
   of the relative element :math:`v_j^{-1} u_i` with soft local frames where turns keep a point, lengths in units of what
   dilates with the points, and what names the orbits. Smooth, also at the identity and at half turns.
-- `AxesLift`, exact, for positive scalings of the two axes (RxSQ), on the axes and at the origin too.
+- `AxesLift`, exact, for positive scalings of the two axes (RxSQ), smooth across the axes.
 - `ElementLift`, exact where only the identity keeps a point: the relative element itself, by its logarithm or by its
   entries. For any group, by elements drawn at random from each point's coset: the paper's sampled lift, equivariant in
   expectation.
@@ -27,6 +27,7 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from lieconv.geometry.cloud import Cloud
+from lieconv.geometry.frames import SOFTNESS
 
 LiftName = Literal["exact", "sampled"]
 Coordinates = Literal["auto", "log", "entries", "invariants"]
@@ -37,6 +38,8 @@ class AnyLift(ABC):
 
     dim: int
     """Number of kernel coordinates of a pair."""
+    squared_floor: float = 0.0
+    """Added to the squared length scale of a neighbourhood."""
 
     @abstractmethod
     def embedding(self, cloud: Cloud) -> Float[Tensor, "P e"]:
@@ -52,6 +55,15 @@ class FrameLift(AnyLift):
     """The exact lift by soft frames and invariants of a group with an affine structure."""
 
     structure: AffineStructure
+
+    @property
+    def squared_floor(self) -> float:  # type: ignore[override]
+        """The square of a small length where the group keeps lengths; zero where it dilates, and has none.
+
+        Frames in units of their neighbourhood alone would jump where all points of it meet in one, as two atoms do
+        that pass through each other.
+        """
+        return 0.0 if self.structure.dilation else FLOOR**2
 
     @property
     def about_centre(self) -> bool:
@@ -88,6 +100,7 @@ class FrameLift(AnyLift):
         there: Tensor,
         offsets: Tensor,
         squared: Tensor,
+        weights: Tensor,
         frames: tuple[Tensor, Tensor] | None,
         sizes: tuple[Tensor, Tensor] | None,
     ) -> Float[Tensor, "M k c"]:
@@ -97,13 +110,14 @@ class FrameLift(AnyLift):
             here, there: the points (M, 1, d) and their neighbours (M, k, d).
             offsets: neighbour minus point under the minimum image, (M, k, d).
             squared: their squared distances, (M, k).
+            weights: their window weights, (M, k).
             frames: soft frames of the points (M, r, r), and transposed of the neighbours (M, k, r, r).
             sizes: where the group dilates, radii of the neighbourhoods of both, (M, 1, 1) and (M, k, 1): lengths that
                 dilate with the points.
         """
         parts = self.structure
         if self.about_centre:
-            return _about_centre(parts, here, there)
+            return _about_centre(parts, here, there, weights)
         turned, moved = [], [-offsets]
         W = _rows(parts.translations, offsets)  # noqa: N806
         if frames is not None:
@@ -128,7 +142,7 @@ class FrameLift(AnyLift):
         fixed = _rows(parts.fixed, offsets)
         if parts.rotations and not parts.moves_plane:
             plane = _rows(parts.plane, offsets)
-            moved += [_length(here @ plane.mT).expand(-1, k, -1), _length(there @ plane.mT)]
+            moved += [_soft_length(here @ plane.mT).expand(-1, k, -1), _soft_length(there @ plane.mT)]
         moved += [(here @ fixed.mT).expand(-1, k, -1), there @ fixed.mT]
         return torch.cat([*turned, *moved, distance], dim=-1)
 
@@ -141,6 +155,8 @@ class ElementLift(AnyLift):
     log: bool
     """Whether the kernel sees the logarithm of the relative element, or its entries."""
     num_samples: int = 1
+    exact: bool = False
+    """Whether each point has just one element, and none is drawn at random."""
 
     @property
     def dim(self) -> int:  # type: ignore[override]
@@ -183,13 +199,21 @@ class ElementLift(AnyLift):
 class AxesLift(AnyLift):
     """The exact lift of positive scalings of the two axes: ratios of coordinates, and their signs.
 
-    A coordinate 0 stays 0 under every scaling. Of a pair of which just one has it nothing but that is invariant, and
-    such pairs are all equally far, further than others.
+    A coordinate 0 stays 0 under every scaling. If exactly one of two points lies on an axis, that fact is the pair's
+    only invariant. All such pairs get one distance, larger than any other.
     """
 
-    log: bool
-    """Whether the kernel sees the logarithm of the relative element, or what the ratios differ from 1 by."""
-    dim = 6
+    kind: Coordinates
+    """What the kernel sees of each axis.
+
+    ``"invariants"``: both coordinates over their root mean square, smooth across the axes. ``"log"`` of the relative
+    element, or its ``"entries"``, which are not smooth there: and the signs.
+    """
+
+    @property
+    def dim(self) -> int:  # type: ignore[override]
+        """Two numbers an axis, and two signs of each point where they are apart."""
+        return 4 if self.kind == "invariants" else 6
 
     def embedding(self, cloud: Cloud) -> Float[Tensor, "P e"]:
         """Logarithms of the coordinates, a quadrant each in its place, and which are 0."""
@@ -202,12 +226,15 @@ class AxesLift(AnyLift):
         """Squared lengths of the differences of the embedded points."""
         return _apart(here, there, 2)
 
-    def pairs(self, here: Tensor, there: Tensor) -> Float[Tensor, "M k c"]:
-        """Kernel coordinates of the points (M, 1, 2) and their neighbours (M, k, 2)."""
+    def pairs(self, here: Tensor, there: Tensor, weights: Tensor) -> Float[Tensor, "M k c"]:
+        """Kernel coordinates of the points (M, 1, 2) and their neighbours (M, k, 2) of window weights (M, k)."""
+        if self.kind == "invariants":
+            root = _pair_size(here.square(), there.square(), weights).sqrt()
+            return torch.cat([here / root, there / root], dim=-1)
         apart = (here == 0) | (there == 0)
         one = torch.ones_like(there)
         ratio = torch.where(apart, one, here).abs() / torch.where(apart, one, there).abs()
-        if self.log:
+        if self.kind == "log":
             x, y = ratio.log().unbind(-1)
             moved = torch.stack([0.5 * (x + y), 0.5 * (x - y)], dim=-1)  # (log r, s), as of RxSQ
         else:  # asinh: a ratio may grow without bound as a point comes to an axis
@@ -216,6 +243,9 @@ class AxesLift(AnyLift):
 
 
 Lift = FrameLift | AxesLift | ElementLift
+
+FLOOR = 0.1
+"""Length in the unit of the points, far below the distances that matter, at which neighbourhoods lose their frames."""
 
 _FAR = 1e4  # more than twice the logarithm of any number, and its square is no trouble to floats
 
@@ -252,11 +282,10 @@ def make_lift(group: LieGroup, lift: LiftName, coordinates: Coordinates, num_sam
     if num_samples != 1:
         raise ValueError(f"the exact lift has one element a point, got num_samples={num_samples}; use lift='sampled'")
     if isinstance(group, RxSQ):
-        return AxesLift(log=coordinates == "log")
-    structure = affine_structure(group)
-    usable = structure is not None and _supported(structure)
-    if coordinates in ("auto", "invariants") and usable:
-        assert structure is not None
+        return AxesLift("invariants" if coordinates == "auto" else coordinates)
+    structure = frame_structure(group)
+    usable = structure is not None
+    if coordinates in ("auto", "invariants") and structure is not None:
         return FrameLift(structure)
     if coordinates == "invariants":
         raise ValueError(f"{group!r} is not made of translations, turns and dilations; use coordinates='entries'")
@@ -274,7 +303,13 @@ def make_lift(group: LieGroup, lift: LiftName, coordinates: Coordinates, num_sam
                 "lift='sampled'"
             )
         raise ValueError(f"{group!r} has no exact lift ({reason}); use lift='sampled'")
-    return ElementLift(group, log=coordinates == "log")
+    return ElementLift(group, log=coordinates == "log", exact=True)
+
+
+def frame_structure(group: LieGroup) -> AffineStructure | None:
+    """The parts of the group's action where `FrameLift` supports them, else None."""
+    structure = affine_structure(group)
+    return structure if structure is not None and _supported(structure) else None
 
 
 def check_group(group: LieGroup) -> None:
@@ -294,6 +329,19 @@ def check_numbers(**numbers: int) -> None:
             raise TypeError(f"expected an integer {name}, got {value!r}")
         if value < 1:
             raise ValueError(f"expected {name} of at least 1, got {value}")
+
+
+def check_flags(**flags: bool) -> None:
+    """Raise where a switch is neither True nor False: a text or number would be taken for True."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"expected True or False as {name}, got {value!r}")
+
+
+def check_generator(generator: torch.Generator | None) -> None:
+    """Raise where a seed or something else stands in place of a generator."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"expected a torch.Generator, got {generator!r}; use torch.Generator().manual_seed(...)")
 
 
 def _moves_every_point(group: LieGroup) -> bool:
@@ -320,20 +368,27 @@ def _supported(parts: AffineStructure) -> bool:
     return not parts.translations and (parts.rotations == 0 or parts.d == 2)
 
 
-def _about_centre(parts: AffineStructure, here: Tensor, there: Tensor) -> Tensor:
+def _about_centre(parts: AffineStructure, here: Tensor, there: Tensor, weights: Tensor) -> Tensor:
     """Invariants of two points under dilations about the origin: over the mean of their squared distances from it."""
     a, b = here.square().sum(-1, keepdim=True), there.square().sum(-1, keepdim=True)
-    size = 0.5 * (a + b)
-    both_zero = size == 0
-    safe = torch.where(both_zero, torch.ones_like(size), size)
-    ratio = 0.5 * (a - b) / safe
+    size = _pair_size(a, b, weights)
+    ratio = 0.5 * (a - b) / size
     if parts.rotations == 0:
-        root = safe.sqrt()
-        return torch.cat([(here / root).expand_as(there), there / root, ratio], dim=-1)
+        root = size.sqrt()
+        return torch.cat([here / root, there / root, ratio], dim=-1)
     across = here[..., 1:] * there[..., :1] - here[..., :1] * there[..., 1:]
-    # Two points at the centre look like one and the same point anywhere else.
-    along = torch.where(both_zero, torch.ones_like(size), (here * there).sum(-1, keepdim=True) / safe)
-    return torch.cat([along, across / safe, ratio], dim=-1)
+    return torch.cat([(here * there).sum(-1, keepdim=True) / size, across / size, ratio], dim=-1)
+
+
+def _pair_size(a: Float[Tensor, "M 1 c"], b: Float[Tensor, "M k c"], weights: Tensor) -> Float[Tensor, "M k c"]:
+    """The means of the squares of two points, and a small part of the neighbourhood's mean, so that both may be zero.
+
+    Where all of a neighbourhood is zero, so are numerators, and the result is 1. A number that no dilation changes has
+    no limit there.
+    """
+    around = weights.unsqueeze(-2) @ b  # (M, 1, c)
+    size = 0.5 * (a + b) + SOFTNESS**2 * around
+    return torch.where(size > 0, size, torch.ones_like(size))
 
 
 def varying_entries(group: LieGroup) -> tuple[int, ...]:
@@ -369,7 +424,6 @@ def _difference(W: Tensor, plane: Tensor) -> Tensor:  # noqa: N803
     return torch.linalg.cross(plane[0], plane[1]).unsqueeze(0)  # turns about an axis in space
 
 
-def _length(x: Tensor) -> Tensor:
-    squared = x.square().sum(-1, keepdim=True)
-    zero = squared == 0
-    return torch.where(zero, torch.zeros_like(squared), torch.where(zero, torch.ones_like(squared), squared).sqrt())
+def _soft_length(x: Tensor) -> Tensor:
+    """``sqrt(|x|^2 + FLOOR^2) - FLOOR``: the distance from the centre, without its kink there."""
+    return (x.square().sum(-1, keepdim=True) + FLOOR**2).sqrt() - FLOOR

@@ -3,8 +3,15 @@ r"""The neighbourhoods of every point, with a window that closes smoothly at the
 A hard cut at the k-th neighbour makes the output jump whenever two points are equally far, which on a
 lattice is the rule: rounding then decides who belongs, and equivariance is lost. So neighbour j of i counts
 with :math:`w_{ij} = (1 - d_{ij}^2 / r_i^2)^2`, which vanishes at the radius r: the distance of the first point
-outside, or a given radius where that is smaller. Whoever is tied there counts nothing, whichever is chosen. Where a
-sample has no point outside, every weight is 1.
+outside, or a given radius where that is smaller. Points tied at the radius get weight zero, so it does not matter which
+are kept. Where a sample has no point outside, every weight is 1.
+
+The weights of a point are divided by their sum S, as long as that is at least 1, which a point that is its own
+neighbour guarantees; below, by (1 + S^2) / 2, so that a query that loses its last neighbour fades to zero.
+
+With a given radius that holds no more than the wanted number of points, and in a sample that fits inside, all of this
+is continuously differentiable in the points. A radius set by the first point outside is not: its slope changes whenever
+another point becomes the first. Where forces are wanted, such neighbourhoods are refused (``smooth``).
 """
 
 from __future__ import annotations
@@ -15,9 +22,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lieconv.geometry.cloud import Cloud
+from lieconv.geometry.cloud import Cloud, plain_values
 from lieconv.geometry.lifts import ElementLift, Lift
-from lieconv.geometry.periodic import nearest_images
+from lieconv.geometry.periodic import check_one_image, nearest_images
 from lieconv.geometry.search import Space, ball_radius, nearest, random_within
 
 _ROWS = 1 << 22  # group elements compared at once where a group has no Euclidean space to search
@@ -33,6 +40,9 @@ class Neighbourhoods:
         offsets: neighbour minus point, under the minimum image where a cell repeats, (M, k, d).
         squared: squared distances in the metric of the lift, (M, k).
         squared_radius: of the window, (M, 1).
+        squared_scale: square of a length of each neighbourhood that is smooth wherever the weights are, (M, 1): the
+            given radius; without one three times the mean squared distance, which in a homogeneous ball is the squared
+            radius, and `Lift.squared_floor` more; in a crowd the window's radius.
     """
 
     indices: Int[Tensor, "M k"]
@@ -40,6 +50,12 @@ class Neighbourhoods:
     offsets: Float[Tensor, "M k d"]
     squared: Float[Tensor, "M k"]
     squared_radius: Float[Tensor, "M 1"]
+    squared_scale: Float[Tensor, "M 1"]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The fields, in order."""
+        return (self.indices, self.weights, self.offsets, self.squared, self.squared_radius, self.squared_scale)
 
 
 def gather(values: Float[Tensor, "P *c"], indices: Int[Tensor, "M k"]) -> Float[Tensor, "M k *c"]:
@@ -55,6 +71,7 @@ def find_neighbours(
     *,
     radius: Float[Tensor, ""] | None = None,
     at_random: bool = False,
+    smooth: bool = False,
     elements: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     quadrature: Float[Tensor, " P"] | None = None,
     generator: torch.Generator | None = None,
@@ -67,6 +84,8 @@ def find_neighbours(
         num_neighbors: at most so many; the window closes at the next one.
         radius: no neighbour is further away than this; None for no such limit.
         at_random: with a radius, draw the neighbours uniformly from the ball instead of taking the nearest.
+        smooth: raise where points within the radius (any, without one) are left out for want of ``num_neighbors``, or
+            where a radius reaches two images of one point.
         elements: group elements and orbit ids of the sources and of the targets, where distances are a group's own.
         quadrature: how much each source counts, not negative, (P,); None counts all alike.
         generator: of the random choice.
@@ -96,35 +115,105 @@ def find_neighbours(
         squared = on_group.group.distance(u.unsqueeze(1), there[0], q.unsqueeze(1), there[1]).square()
     else:
         squared = lift.squared(embedded[1].unsqueeze(1), gather(embedded[0], indices), offsets)
-    weights, squared_radius = _window(squared, found, num_neighbors, radius, at_random)
-    kept = weights.shape[1]
-    if quadrature is not None:
-        weights = weights * gather(quadrature, indices[:, :kept])
-    total = weights.sum(-1, keepdim=True)
-    weights = weights / torch.where(total > 0, total, torch.ones_like(total)) * targets.mask.unsqueeze(-1)
-    return Neighbourhoods(indices[:, :kept], weights, offsets[:, :kept], squared[:, :kept], squared_radius)
+    window = _window(squared, found, num_neighbors, radius, at_random, lift.squared_floor)
+    if smooth and (sources.shape is None or sources.shape[1] > num_neighbors):
+        _check_complete(window.cut & targets.mask.unsqueeze(-1), targets, num_neighbors, radius)
+    if smooth and sources.cell is not None:
+        check_one_image(sources.cell, radius)
+    weights = window.weights
+    k = weights.shape[1]
+    if quadrature is None:
+        weights = weights / _smooth_total(weights.sum(-1, keepdim=True))
+    else:
+        counts = gather(quadrature, indices[:, :k])
+        total = (weights * (counts > 0)).sum(-1, keepdim=True)
+        weights = weights * counts
+        mass = weights.sum(-1, keepdim=True)
+        weights = weights / torch.where(mass > 0, mass, torch.ones_like(mass)) * (total / _smooth_total(total))
+    weights = weights * targets.mask.unsqueeze(-1)
+    return Neighbourhoods(
+        indices[:, :k], weights, offsets[:, :k], squared[:, :k], window.squared_radius, window.squared_scale
+    )
+
+
+def _check_complete(cut: Tensor, targets: Cloud, num_neighbors: int, radius: Tensor | None) -> None:
+    """Raise where neighbours were left out of a geometry that should be smooth."""
+    if cut.numel() == 0:
+        return
+    where = "" if radius is None else " within the radius"
+    remedy = "give a radius, or more num_neighbors" if radius is None else "use more num_neighbors or a smaller radius"
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        torch.ops.aten._assert_async.msg(
+            ~cut.any(), f"forces jump: points have over {num_neighbors} neighbours{where}; {remedy}"
+        )
+        return
+    values = plain_values(cut)
+    if values is None:
+        raise ValueError(
+            "whether neighbours are left out, which makes forces jump, cannot be seen under vmap; give "
+            "num_neighbors of at least the number of points, or one batch in place of vmap"
+        )
+    if bool(values.any()):
+        place = int(values.flatten().nonzero()[0])
+        sample, point = int(targets.sample[place]), place
+        if targets.shape is not None:
+            point = place % max(1, targets.shape[1])
+        raise ValueError(
+            f"expected at most {num_neighbors} neighbours{where}, since forces jump where others are left out; point "
+            f"{point} of sample {sample} has more: {remedy}"
+        )
+
+
+def _smooth_total(total: Float[Tensor, "M 1"]) -> Float[Tensor, "M 1"]:
+    """The sum of window weights from 1 on, and from there down to 1/2 at zero, continuously differentiable."""
+    return torch.where(total < 1.0, 0.5 * (1.0 + total.square()), total)
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Window weights, not normalised, of the first ``num_neighbors`` columns; radius and scale as of `Neighbourhoods`.
+
+    ``cut`` (M, 1): whether points within the radius (any, without one) are left out.
+    """
+
+    weights: Tensor
+    squared_radius: Tensor
+    squared_scale: Tensor
+    cut: Tensor
 
 
 def _window(
-    squared: Tensor, found: Bool[Tensor, "M k"], num_neighbors: int, radius: Tensor | None, at_random: bool
-) -> tuple[Tensor, Tensor]:
-    """Window weights, not normalised, of the first ``num_neighbors`` columns, and the squared radius (M, 1)."""
+    squared: Tensor,
+    found: Bool[Tensor, "M k"],
+    num_neighbors: int,
+    radius: Tensor | None,
+    at_random: bool,
+    squared_floor: float,
+) -> _Window:
     k = num_neighbors if at_random or squared.shape[1] > num_neighbors else squared.shape[1]
     inside, valid = squared[:, :k], found[:, :k]
     within = torch.where(found, squared, torch.zeros_like(squared))
     farthest = within.amax(-1, keepdim=True) if squared.shape[1] else squared.new_zeros(len(squared), 1)
     crowded = torch.zeros_like(found[:, :1]) if at_random else found[:, k:].any(-1, keepdim=True)
     if radius is None:
-        # The first point outside sets the radius; without one, twice the farthest point inside serves as a scale.
+        # The first point outside sets the radius; without one, twice the farthest point inside.
         limit, closes = torch.where(crowded, farthest, 2.0 * farthest), crowded & (farthest > 0)
+        # A mean is smooth where a maximum is not: when the two farthest points change places.
+        mean = within.sum(-1, keepdim=True) / found.sum(-1, keepdim=True).clamp(min=1)
+        scale = torch.where(crowded, farthest, 3.0 * mean) + squared_floor
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        cut = crowded
     else:
         ball = radius.square().expand_as(farthest)
         limit = torch.where(crowded, torch.minimum(farthest, ball), ball)
         closes = torch.ones_like(crowded)
+        scale = ball
+        cut = crowded & (farthest < ball)
     # Coincident points at radius zero, and samples that fit inside, are weighted equally.
     limit = torch.where(limit > 0, limit, torch.ones_like(limit))
     window = (1.0 - inside / limit).clamp(min=0.0).square()
-    return torch.where(closes, window, torch.ones_like(window)) * valid, limit
+    weights = torch.where(closes, window, torch.ones_like(window)) * valid
+    return _Window(weights, limit, scale, cut)
 
 
 def _nearest_on_group(

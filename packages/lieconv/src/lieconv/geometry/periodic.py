@@ -137,6 +137,28 @@ def nearest_images(
     )
 
 
+def check_one_image(cell: Tensor, radius: Tensor | None) -> None:
+    """Raise where a ball can hold two images of one point, of which only the nearest would count: forces would jump."""
+    values = [plain_values(x) for x in (cell, *(() if radius is None else (radius,)))]
+    if any(x is None for x in values):
+        raise ValueError("forces in a cell need its numbers, which vmap and compilers do not have")
+    lengths = []
+    for rows in numbers(cell).astype(np.float64):
+        short = np.linalg.norm(reduced(rows) @ rows, axis=1)  # the shortest is the shortest vector of the lattice
+        lengths.append(short[short > 0].min(initial=np.inf))
+    reach = 0.5 * min(lengths, default=np.inf)
+    if radius is None:
+        raise ValueError(
+            f"forces in a periodic cell jump where a neighbour's nearest image becomes another; give a radius of at "
+            f"most {reach:.4g}, half the shortest vector of the lattice"
+        )
+    if float(numbers(radius)) > reach * (1 + 1e-6):
+        raise ValueError(
+            f"expected a radius of at most {reach:.4g}, half the shortest vector of the lattice, got "
+            f"{float(numbers(radius)):.4g}; forces jump where two images of a point are within it: repeat the cell"
+        )
+
+
 def _completed(short: np.ndarray, periodic: np.ndarray) -> np.ndarray:
     """The cells with unit vectors across the others in place of zero rows, so that they can be inverted."""
     full = short.copy()

@@ -3,6 +3,7 @@ r"""Fewer points: farthest-point sampling, and weights that undo uneven sampling
 Farthest-point sampling starts at the most isolated point (the one whose neighbourhood reaches furthest, which no motion
 and no order of the points changes) and goes on with the point furthest from all chosen ones. Distances that differ by
 less than a part in 10^4 count as equal and the first point wins, so that on a lattice rounding decides nothing.
+Points at the same place are chosen one after the other once every place has been; no point is chosen twice.
 Distances to the chosen points are kept and updated: time is points times chosen points, memory linear. The first points
 of a sample are well spread too, and what a further subsampling would choose.
 
@@ -21,7 +22,7 @@ from lie.groups import LieGroup
 from torch import Tensor
 
 from lieconv.geometry.cloud import Cloud, cloud_of, plain_values
-from lieconv.geometry.lifts import ElementLift, Lift, check_numbers, make_lift
+from lieconv.geometry.lifts import ElementLift, Lift, check_flags, check_generator, check_numbers, make_lift
 from lieconv.geometry.neighbours import find_neighbours
 from lieconv.geometry.periodic import minimum_image_distances
 from lieconv.geometry.search import numbers
@@ -60,8 +61,9 @@ def farthest_points(
     Raises:
         ValueError: for a fraction outside of (0, 1].
     """
-    if not 0.0 < fraction <= 1.0:
-        raise ValueError(f"expected a fraction above 0 and up to 1, got {fraction}")
+    check_fraction(fraction)
+    check_flags(at_random=at_random)
+    check_generator(generator)
     cloud = cloud_of(group, coords, mask, batch=batch, cell=cell)
     lift = _search_lift(group)
     if not (isinstance(lift, ElementLift) and lift.searched_on_group):
@@ -93,6 +95,14 @@ def farthest_points(
             index = _one_after_another(_euclidean(points), valid, first, most)
     kept = torch.arange(most, device=coords.device) < wanted.unsqueeze(1)
     return place.gather(1, index).flatten(), (B, most), kept.flatten()
+
+
+def check_fraction(fraction: float) -> None:
+    """Raise where a fraction of points is not a number above 0 and up to 1."""
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float):
+        raise TypeError(f"expected a number as fraction, got {fraction!r}")
+    if not 0.0 < fraction <= 1.0:
+        raise ValueError(f"expected a fraction above 0 and up to 1, got {fraction}")
 
 
 def first_points(
@@ -135,6 +145,8 @@ def _one_after_another(distances: Distances, valid: Tensor, chosen: Tensor, most
         index.append(chosen)
         distance = distances(chosen)
         nearest = distance if nearest is None else torch.minimum(nearest, distance)
+        # Chosen points, and padding, come after points at distance zero from a chosen one.
+        nearest = nearest.scatter(1, chosen.unsqueeze(1), -1.0)
         chosen = _first_largest(nearest.masked_fill(~valid, -1.0))
     return torch.stack(index, 1)
 
@@ -168,6 +180,7 @@ def _order(index: np.ndarray, p: np.ndarray, there: np.ndarray, last: int, cell:
         else:
             distance[:] = in_cell(difference.T)
         np.minimum(nearest, distance, out=nearest)
+        nearest[last] = -1.0  # after points at distance zero from a chosen one
         largest = nearest.max()
         last = int((nearest >= largest - _TIE * abs(largest)).argmax())
 
