@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,8 +15,8 @@ from torch.utils._pytree import register_pytree_node
 from lieconv.geometry import Geometry, farthest_points
 from lieconv.geometry.cloud import all_valid
 from lieconv.geometry.geometry import lifted_elements
-from lieconv.geometry.lifts import Coordinates, ElementLift, LiftName, check_numbers
-from lieconv.geometry.subsample import first_points
+from lieconv.geometry.lifts import Coordinates, ElementLift, LiftName, check_flags, check_numbers
+from lieconv.geometry.subsample import check_fraction, first_points
 from lieconv.nn.blocks import BottleneckBlock, pool
 from lieconv.nn.conv import LieConv
 from lieconv.nn.layout import check_geometry, check_values, check_weights, laid_out, rows_of
@@ -81,16 +81,25 @@ class LieResNet(nn.Module):
         num_neighbors: neighbours a point at most, itself included.
         radius, fill: limits of the neighbourhoods; see `lieconv.nn.Neighbourhood`.
         bottleneck: divisor of the width inside the blocks.
-        norm: ``"batch"`` (over all valid points) or ``"layer"`` (of each point).
+        norm: ``"batch"`` (over all valid points of a training batch), or ``"layer"`` (of each point), with which no
+            sample depends on its batch mates once the first training batch has set the scale of the kernel coordinates.
+            None is ``"layer"`` for sums and forces, else ``"batch"``.
         downsample: which fraction of its points each block keeps, by farthest-point sampling: one number, or one for
             each block; 1 keeps all.
-        pool: mean over the points before the head, (B, out); False gives (B, N, out), or the points that are left.
+        pool: ``"mean"`` over the points before the head, (B, out); ``"sum"`` over the outputs of the points, (B, out),
+            which is extensive: with a ``radius``, molecules far apart have the sum of their outputs. False gives
+            (B, N, out), or the remaining points. True is ``"mean"``.
+        forces: whether gradients by the points are wanted. Options and batches with which they would jump, or depend on
+            the draws or samples of a training batch, are refused: see `lieconv.models.potential`.
+        at_random: while training, draw the neighbours of a ball and the start of subsampling at random (the paper's);
+            None draws with ``fill`` and ``downsample``, and not with a ``radius``.
         out_vectors: vectors besides the scalars, which turn with the points; the output is then a pair
             ``(scalars, vectors)``, vectors (B, out_vectors, d) pooled or (B, N, out_vectors, d).
         generator: randomness while training (sampled lifts, balls, the start of the sampling); None is torch's own.
 
     Raises:
-        ValueError: for numbers below 1, fractions outside of (0, 1], or what `lieconv.build_geometry` refuses.
+        ValueError: for numbers below 1, fractions outside of (0, 1], unknown names, what `lieconv.build_geometry`
+            refuses, and with ``forces`` what would make them jump.
 
     Laws (exact lift): ``net(g coords, values, mask) == net(coords, values, mask)`` for every g of the group, and
     vectors turn as the points do; the order of the points, padding and batch mates change nothing.
@@ -119,9 +128,11 @@ class LieResNet(nn.Module):
         radius: float | None = None,
         fill: float | None = None,
         bottleneck: int = 4,
-        norm: str = "batch",
+        norm: Literal["batch", "layer"] | None = None,
         downsample: float | Sequence[float] = 1.0,
-        pool: bool = True,
+        pool: Literal["mean", "sum"] | bool = "mean",
+        forces: bool = False,
+        at_random: bool | None = None,
         out_vectors: int = 0,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -130,28 +141,35 @@ class LieResNet(nn.Module):
             in_channels=in_channels, out_channels=out_channels, channels=channels, num_layers=num_layers,
             bottleneck=bottleneck,
         )  # fmt: skip
-        if out_vectors != 0:
+        if type(out_vectors) is not int or out_vectors != 0:
             check_numbers(out_vectors=out_vectors)
-        fractions = [downsample] * num_layers if isinstance(downsample, int | float) else list(downsample)
-        if len(fractions) != num_layers or not all(0.0 < fraction <= 1.0 for fraction in fractions):
-            raise ValueError(
-                f"expected downsample as a fraction in (0, 1], or one for each of {num_layers} blocks, got {downsample}"
-            )
+        check_flags(forces=forces, **({} if at_random is None else {"at_random": at_random}))
+        pool = _checked_pool(pool)
+        fractions = _fractions(downsample, num_layers)
+        if norm is None:
+            norm = "layer" if forces or pool == "sum" else "batch"
+        if forces:
+            _check_forces(norm, fractions)
+        limited = radius is not None or fill is not None
+        if at_random and not limited and min(fractions) == 1.0:
+            raise ValueError("nothing is drawn at random without radius, fill or downsample; leave at_random out")
         self.in_channels, self.out_channels, self.channels = in_channels, out_channels, channels
         self.group, self.lift, self.num_samples, self.fractions = group, lift, num_samples, fractions
         self.pool, self.out_vectors, self.num_neighbors = pool, out_vectors, num_neighbors
+        self.forces, self.random_start = forces, at_random is not False
         levels = 1 + sum(fraction < 1.0 for fraction in fractions)
         self.neighbourhoods = nn.ModuleList(
             Neighbourhood(
                 group, num_neighbors=num_neighbors, radius=radius, fill=fill, lift=lift, coordinates=coordinates,
-                num_samples=num_samples, generator=generator,
+                num_samples=num_samples, at_random=at_random if limited else None, smooth=forces, generator=generator,
             )
             for _ in range(levels)
         )  # fmt: skip
         uses = self.neighbourhoods[0].uses_features
         self.frame_features = nn.Linear(in_channels, 2) if uses else None
         self.embed = nn.Linear(in_channels, channels)
-        layer: dict[str, Any] = {"group": group, "lift": lift, "coordinates": coordinates, "standardise": True}
+        standardise = True if norm == "batch" else "once"
+        layer: dict[str, Any] = {"group": group, "lift": lift, "coordinates": coordinates, "standardise": standardise}
         # Where the values are the same everywhere (bare points), a linear map alone would hand the first
         # normalisation features without variance: the convolution reads the shape of the neighbourhoods first.
         self.stem = LieConv(in_channels, channels, **layer)
@@ -160,7 +178,7 @@ class LieResNet(nn.Module):
         )
         self.norm = make_norm(norm, channels)
         self.head = nn.Linear(channels, out_channels)
-        self.readout = VectorReadout(channels, out_vectors, centred=pool, **layer) if out_vectors else None
+        self.readout = VectorReadout(channels, out_vectors, centred=pool is not False, **layer) if out_vectors else None
 
     @property
     def generator(self) -> torch.Generator | None:
@@ -267,8 +285,10 @@ class LieResNet(nn.Module):
             )
 
     def _outputs(self, geometry: Geometry, x: Tensor, vectors: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
-        if self.pool:
+        if self.pool == "mean":
             out = self.head(pool(geometry, x))
+        elif self.pool == "sum":  # of the outputs, so that the bias of the head counts once a point
+            out = pool(geometry, self.head(x), "sum") / self.num_samples
         else:
             mask = geometry.mask[:: self.num_samples].unsqueeze(-1)
             out = self.head(geometry.gather_samples(x)).masked_fill(~mask, 0.0)
@@ -279,8 +299,10 @@ class LieResNet(nn.Module):
         assert self.readout is not None
         y = self.readout.from_rows(geometry, x)  # (S, M, V, d)
         shape = y.shape[-2:]
-        if self.pool:
+        if self.pool == "mean":
             return pool(geometry, y.flatten(-2)).unflatten(-1, shape)
+        if self.pool == "sum":
+            return pool(geometry, y.flatten(-2), "sum").unflatten(-1, shape) / self.num_samples
         y = laid_out(geometry, geometry.gather_samples(y.flatten(-2)), per_point=True)
         return y.unflatten(-1, shape)
 
@@ -300,7 +322,8 @@ class LieResNet(nn.Module):
         else:
             index, shape, kept = farthest_points(
                 self.group, level.coords, level.mask, batch=level.batch, cell=cell, fraction=fraction,
-                at_random=self.training, elements=self._one_each(level.elements), generator=self.generator,
+                at_random=self.training and self.random_start, elements=self._one_each(level.elements),
+                generator=self.generator,
             )  # fmt: skip
         full = level.batch is None and (level.mask is None or all_valid(level.mask))
         where: dict[str, Any] = {"target_shape": shape, "target_mask": None if full else kept}
@@ -338,3 +361,37 @@ class LieResNet(nn.Module):
             return None  # the geometry says what is wrong
         mask = mask if mask is not None and mask.shape == coords.shape[:-1] else None
         return lifted_elements(self.group, coords, mask, self.num_samples, first.random(coords.device))
+
+
+def _checked_pool(pool: Any) -> Literal["mean", "sum", False]:
+    if pool is True:
+        return "mean"
+    if pool is False or (isinstance(pool, str) and pool in ("mean", "sum")):
+        return pool  # type: ignore[return-value]
+    raise ValueError(f"expected pool 'mean', 'sum' or False, got {pool!r}; pool='sum' is extensive, as energies are")
+
+
+def _fractions(downsample: float | Sequence[float], num_layers: int) -> list[float]:
+    """The fraction of its points that each block keeps."""
+    several = isinstance(downsample, Sequence) and not isinstance(downsample, str)
+    fractions = list(downsample) if several else [downsample] * num_layers  # type: ignore[arg-type]
+    try:
+        for fraction in fractions:
+            check_fraction(fraction)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            f"expected downsample as a fraction in (0, 1], or one for each of {num_layers} blocks, got {downsample!r}"
+        ) from None
+    if len(fractions) != num_layers:
+        raise ValueError(f"expected downsample for each of {num_layers} blocks, got {len(fractions)} fractions")
+    return fractions  # type: ignore[return-value]
+
+
+def _check_forces(norm: str, fractions: list[float]) -> None:
+    """Raise for options of the network with which gradients by the points jump, or mix the samples of a batch."""
+    if norm == "batch":
+        raise ValueError("norm='batch' makes forces on one sample depend on the others of its batch; use norm='layer'")
+    if min(fractions) < 1.0:
+        raise ValueError(
+            "forces jump where subsampling chooses other points; use downsample=1, or forces=False to accept that"
+        )

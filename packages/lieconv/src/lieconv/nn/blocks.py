@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float
 from lie.groups import LieGroup
 from torch import Tensor, nn
 
 from lieconv.geometry import Geometry
-from lieconv.geometry.lifts import Coordinates, LiftName
+from lieconv.geometry.lifts import Coordinates, LiftName, check_numbers
 from lieconv.nn.conv import LieConv
+from lieconv.nn.kernel import Standardise
 from lieconv.nn.layout import laid_out, rows_of
 from lieconv.nn.norm import make_norm
 
@@ -38,9 +41,10 @@ class BottleneckBlock(nn.Module):
         coordinates: Coordinates = "auto",
         bottleneck: int = 4,
         norm: str = "batch",
-        standardise: bool = False,
+        standardise: Standardise = False,
     ) -> None:
         super().__init__()
+        check_numbers(channels=channels, bottleneck=bottleneck)
         inner = max(1, channels // bottleneck)
         self.channels = channels
         self.norms = nn.ModuleList([make_norm(norm, channels), make_norm(norm, inner), make_norm(norm, inner)])
@@ -67,18 +71,44 @@ class BottleneckBlock(nn.Module):
 
 def masked_mean(x: Float[Tensor, "*batch N c"], mask: Bool[Tensor, "*#batch N"]) -> Float[Tensor, "*batch c"]:
     """Mean over the valid points; zero for a sample that has none."""
-    valid = mask.unsqueeze(-1)
-    return torch.where(valid, x, torch.zeros_like(x)).sum(-2) / valid.sum(-2).clamp(min=1)
+    check_masked(x, mask)
+    return (_masked_sum(x, mask) / mask.sum(-1, keepdim=True).clamp(min=1)).to(x.dtype)
 
 
-def pool(geometry: Geometry, x: Float[Tensor, "S M c"]) -> Float[Tensor, "B c"]:
-    """The mean over the valid points (or elements) of each sample, from rows."""
+def check_masked(x: Tensor, mask: Tensor) -> None:
+    """Raise where x (..., N, c) is not floating-point, or mask not boolean (..., N) of as many points."""
+    if not x.is_floating_point():
+        raise TypeError(f"expected floating-point features, got {x.dtype}; use x.float()")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"expected a boolean mask, got {mask.dtype}; use mask.bool()")
+    if x.ndim < 2 or mask.ndim < 1 or mask.shape[-1] != x.shape[-2]:
+        raise ValueError(
+            f"expected features (..., N, c) and a mask (..., N), got {tuple(x.shape)}, {tuple(mask.shape)}"
+        )
+
+
+def _masked_sum(x: Tensor, mask: Tensor) -> Tensor:
+    """Sum over the valid points in at least single precision: half precision overflows or stops to grow."""
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.where(mask.unsqueeze(-1), y, torch.zeros_like(y)).sum(-2)
+
+
+def pool(geometry: Geometry, x: Float[Tensor, "S M c"], kind: Literal["mean", "sum"] = "mean") -> Float[Tensor, "B c"]:
+    """The mean or the sum over the valid points (or elements) of each sample, from rows; zero where there are none.
+
+    Raises:
+        ValueError: for another kind.
+    """
+    if kind not in ("mean", "sum"):
+        raise ValueError(f"expected pool 'mean' or 'sum', got {kind!r}")
     if geometry.shape is not None:
         B, M = geometry.shape  # noqa: N806
-        if x.shape[0] > 1:
-            return masked_mean(x, geometry.mask)
-        return masked_mean(x.reshape(B, M, x.shape[-1]), geometry.mask.view(B, M))
-    x = torch.where(geometry.mask.unsqueeze(-1), x, torch.zeros_like(x)).squeeze(0)
-    total = x.new_zeros(geometry.count, x.shape[-1]).index_add(0, geometry.sample, x)
-    number = x.new_zeros(geometry.count).index_add(0, geometry.sample, geometry.mask.to(x.dtype))
-    return total / number.clamp(min=1).unsqueeze(-1)
+        rows, mask = (x, geometry.mask) if x.shape[0] > 1 else (x.reshape(B, M, x.shape[-1]), geometry.mask.view(B, M))
+        return masked_mean(rows, mask) if kind == "mean" else _masked_sum(rows, mask).to(x.dtype)
+    rows = x.squeeze(0).to(torch.promote_types(x.dtype, torch.float32))
+    rows = torch.where(geometry.mask.unsqueeze(-1), rows, torch.zeros_like(rows))
+    total = rows.new_zeros(geometry.count, x.shape[-1]).index_add(0, geometry.sample, rows)
+    if kind == "mean":
+        number = rows.new_zeros(geometry.count).index_add(0, geometry.sample, geometry.mask.to(rows.dtype))
+        total = total / number.clamp(min=1).unsqueeze(-1)
+    return total.to(x.dtype)

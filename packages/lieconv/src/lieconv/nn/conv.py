@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from lieconv.geometry import Geometry, kernel_dim
 from lieconv.geometry.lifts import Coordinates, LiftName, check_numbers
 from lieconv.geometry.neighbours import gather
-from lieconv.nn.kernel import KernelNetwork
+from lieconv.nn.kernel import KernelNetwork, Standardise
 from lieconv.nn.layout import check_geometry, check_values, check_weights, laid_out, rows_of
 from lieconv.nn.neighbourhood import Neighbourhood
 from lieconv.nn.sums import kernel_sums
@@ -50,8 +50,9 @@ class LieConv(nn.Module):
         num_samples: group elements a point, for the sampled lift.
         hidden: width of the kernel network (the paper's 32).
         basis: number of kernel functions phi_m (the paper's 16).
-        standardise: keep and use running statistics of the kernel coordinates (`lieconv.nn.KernelNetwork`), as the
-            layers of `LieResNet` do; a training step then depends on the batch.
+        standardise: keep and use statistics of the kernel coordinates (`lieconv.nn.KernelNetwork`), as the layers of
+            `LieResNet` do; with True a training step depends on the batch, with ``"once"`` on the first alone.
+        at_random: whether training draws the neighbours in a ball at random; see `lieconv.nn.Neighbourhood`.
         generator: randomness while training; None is torch's own.
 
     Raises:
@@ -80,7 +81,8 @@ class LieConv(nn.Module):
         num_samples: int = 1,
         hidden: int = 32,
         basis: int = 16,
-        standardise: bool = False,
+        standardise: Standardise = False,
+        at_random: bool | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
@@ -88,7 +90,7 @@ class LieConv(nn.Module):
         self.in_channels, self.out_channels, self.group = in_channels, out_channels, group
         self.neighbourhood = Neighbourhood(
             group, num_neighbors=num_neighbors, radius=radius, fill=fill, lift=lift, coordinates=coordinates,
-            num_samples=num_samples, generator=generator,
+            num_samples=num_samples, at_random=at_random, generator=generator,
         )  # fmt: skip
         self.kernel = KernelNetwork(kernel_dim(group, lift, coordinates), basis, hidden=hidden, standardise=standardise)
         self.linear = nn.Linear(basis * in_channels, out_channels)

@@ -1,20 +1,24 @@
 r"""The kernel network: numbers of a pair to the values of the kernel functions :math:`\phi_m`.
 
 Standardised, it sees each kernel coordinate with mean 0 and spread 1 over the pairs of the training data, whatever the
-units of the points are. The statistics are running averages over training batches, no gradient goes through them, and
-they are folded into the first matrix, so that a pair costs nothing more.
+units of the points are. The statistics are running averages over training batches, or those of the first; no gradient
+goes through them, and they are folded into the first matrix, so that a pair costs nothing more.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lieconv.geometry import Geometry
+from lieconv.geometry.lifts import check_numbers
 from lieconv.nn.processes import over_processes
 
 MOMENTUM = 0.1
+Standardise = bool | Literal["once"]
 
 
 class KernelNetwork(nn.Module):
@@ -25,18 +29,25 @@ class KernelNetwork(nn.Module):
         basis: kernel functions.
         hidden: width of the hidden layers.
         standardise: whether running statistics of the coordinates are kept and used. The output of a training step then
-            depends on the batch, as with batch normalisation; in evaluation it does not.
+            depends on the batch, as with batch normalisation; in evaluation it does not. ``"once"`` keeps the
+            statistics of the first training batch: later outputs depend on no other sample, as those of a potential.
+
+    Raises:
+        ValueError: for numbers below 1, or an unknown ``standardise``.
     """
 
     mean: Tensor
     spread: Tensor
     batches: Tensor
 
-    def __init__(self, dim: int, basis: int, *, hidden: int = 32, standardise: bool = False) -> None:
+    def __init__(self, dim: int, basis: int, *, hidden: int = 32, standardise: Standardise = False) -> None:
         super().__init__()
+        check_numbers(dim=dim, basis=basis, hidden=hidden)
+        if not (isinstance(standardise, bool) or (isinstance(standardise, str) and standardise == "once")):
+            raise ValueError(f"expected standardise as True, False or 'once', got {standardise!r}")
         self.first, self.second, self.last = nn.Linear(dim, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, basis)
         self.standardise = standardise
-        if standardise:
+        if standardise is not False:
             self.register_buffer("mean", torch.zeros(dim))
             self.register_buffer("spread", torch.ones(dim))
             self.register_buffer("batches", torch.zeros((), dtype=torch.long))
@@ -44,7 +55,7 @@ class KernelNetwork(nn.Module):
     def matrices(self, geometry: Geometry) -> tuple[Tensor, Tensor]:
         """Weight and bias of the first layer for raw coordinates; while training the statistics are updated first."""
         weight, bias = self.first.weight, self.first.bias
-        if not self.standardise:
+        if self.standardise is False:
             return weight, bias
         if self.training and not torch._C._are_functorch_transforms_active():
             self._measure(geometry)
@@ -67,7 +78,8 @@ class KernelNetwork(nn.Module):
         # No smaller than a hundredth of the size: what hardly varies is not blown up, and its rounding with it.
         spread = torch.maximum((square - mean.square()).clamp(min=0).sqrt(), 0.01 * square.sqrt())
         spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
-        share = torch.where(self.batches > 0, MOMENTUM, 1.0).to(self.mean)  # the first batch counts whole
+        later = MOMENTUM if self.standardise is True else 0.0
+        share = torch.where(self.batches > 0, later, 1.0).to(self.mean)  # the first batch counts whole
         share = torch.where(sums[-1] > 0, share, torch.zeros_like(share))  # nothing valid, nothing learnt
         self.mean.lerp_(mean.to(self.mean), share)
         self.spread.lerp_(spread.to(self.spread), share)

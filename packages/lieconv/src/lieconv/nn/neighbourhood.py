@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lieconv.geometry import Geometry, build_geometry
 from lieconv.geometry.cloud import cloud_of
-from lieconv.geometry.geometry import check_neighbourhood
-from lieconv.geometry.lifts import Coordinates, FrameLift, LiftName, make_lift
+from lieconv.geometry.geometry import check_neighbourhood, check_smooth
+from lieconv.geometry.lifts import Coordinates, FrameLift, LiftName, check_flags, check_generator, make_lift
 from lieconv.geometry.neighbours import fill_radius
 
 
@@ -19,11 +19,13 @@ class Neighbourhood(nn.Module):
     """Builds the geometry of a batch by one set of options.
 
     With ``fill`` the radius that holds this fraction of the points is measured on every training batch and averaged
-    over batches; evaluation uses the average, a buffer. Nothing waits for an accelerator. While training, a ball's
-    neighbours are drawn from it uniformly; in evaluation they are the nearest in it.
+    over batches; evaluation uses the average, a buffer. Nothing waits for an accelerator.
 
     Args:
-        group, num_neighbors, radius, fill, lift, coordinates, num_samples: as of `lieconv.build_geometry`.
+        group, num_neighbors, radius, fill, lift, coordinates, num_samples, smooth: as of `lieconv.build_geometry`.
+        at_random: while training, draw a ball's neighbours from it uniformly, where it holds more than
+            ``num_neighbors``; else, and always in evaluation, they are the nearest in it. None draws with ``fill`` (the
+            paper's), and not with ``radius``.
         generator: randomness of sampled lifts and balls while training; None is torch's own. In evaluation sampled
             lifts come from a fixed seed.
     """
@@ -41,11 +43,20 @@ class Neighbourhood(nn.Module):
         lift: LiftName = "exact",
         coordinates: Coordinates = "auto",
         num_samples: int = 1,
+        at_random: bool | None = None,
+        smooth: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
+        check_flags(smooth=smooth, **({} if at_random is None else {"at_random": at_random}))
+        check_generator(generator)
         made = make_lift(group, lift, coordinates, num_samples)
-        check_neighbourhood(made, group, num_neighbors, radius, fill, False, None)
+        check_neighbourhood(made, group, num_neighbors, radius, fill, bool(at_random), None)
+        if smooth:
+            check_smooth(made, group, radius, fill, bool(at_random))
+        self.at_random = fill is not None if at_random is None else at_random
+        self.draws_in_cells = at_random is True  # refused; by default cells take the nearest
+        self.smooth = smooth
         self.group, self.num_neighbors, self.radius, self.fill = group, num_neighbors, radius, fill
         self.lift: LiftName = lift
         self.coordinates: Coordinates = coordinates
@@ -67,10 +78,10 @@ class Neighbourhood(nn.Module):
         radius: float | Tensor | None = self.radius
         if self.fill is not None:
             radius = self._filled(coords, mask, options.get("batch"))
-        at_random = self.training and radius is not None and options.get("cell") is None
+        at_random = self.training and self.at_random and (options.get("cell") is None or self.draws_in_cells)
         return build_geometry(
             self.group, coords, mask,
-            num_neighbors=self.num_neighbors, radius=radius, at_random=at_random, lift=self.lift,
+            num_neighbors=self.num_neighbors, radius=radius, at_random=at_random, smooth=self.smooth, lift=self.lift,
             coordinates=self.coordinates, num_samples=self.num_samples, generator=self.random(coords.device), **options,
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from lieconv.geometry.lifts import check_flags, check_numbers
 from lieconv.nn.processes import many_processes, over_processes
 
 
@@ -31,6 +32,11 @@ class MaskedBatchNorm(nn.Module):
 
     def __init__(self, channels: int, *, eps: float = 1e-5, momentum: float = 0.1, synchronise: bool = True) -> None:
         super().__init__()
+        check_numbers(channels=channels)
+        check_flags(synchronise=synchronise)
+        for name, value in (("eps", eps), ("momentum", momentum)):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
+                raise ValueError(f"expected {name} as a number of at least 0, got {value!r}")
         self.eps, self.momentum, self.synchronise = eps, momentum, synchronise
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
@@ -88,12 +94,15 @@ class MaskedBatchNorm(nn.Module):
 class PointLayerNorm(nn.Module):
     """Layer normalisation of the features of each point; padded points come out as zero.
 
+    Of no other point: the forces on one molecule do not depend on the others of its batch.
+
     Args:
         channels: features a point.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        check_numbers(channels=channels)
         self.norm = nn.LayerNorm(channels)
 
     def forward(

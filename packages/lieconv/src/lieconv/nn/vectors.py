@@ -18,9 +18,9 @@ from lie.groups import LieGroup, affine_structure
 from torch import Tensor, nn
 
 from lieconv.geometry import Geometry, kernel_dim
-from lieconv.geometry.lifts import Coordinates, LiftName, check_numbers
+from lieconv.geometry.lifts import Coordinates, LiftName, check_flags, check_numbers
 from lieconv.geometry.neighbours import gather
-from lieconv.nn.kernel import KernelNetwork
+from lieconv.nn.kernel import KernelNetwork, Standardise
 from lieconv.nn.layout import rows_of
 
 
@@ -52,11 +52,12 @@ class VectorReadout(nn.Module):
         coordinates: Coordinates = "auto",
         hidden: int = 32,
         basis: int = 8,
-        standardise: bool = False,
+        standardise: Standardise = False,
         centred: bool = False,
     ) -> None:
         super().__init__()
         check_numbers(in_channels=in_channels, vectors=vectors, hidden=hidden, basis=basis)
+        check_flags(centred=centred)
         self.in_channels, self.vectors = in_channels, vectors
         d = group.point_dim or group.matrix_dim
         structure = affine_structure(group)
