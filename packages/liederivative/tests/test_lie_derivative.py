@@ -201,10 +201,13 @@ class Watched(nn.Module):
         super().__init__()
         self.net = small_cnn()
         self.fail = False
-        self.seen: list[bool] = []
+        # Out of sight in a function: a list among the attributes comes back empty.
+        seen: list[bool] = []
+        self.see = seen.append
+        self.watched = lambda: seen
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen.append(any(part.training for part in self.modules()))
+        self.see(any(part.training for part in self.modules()))
         if self.fail:
             raise RuntimeError("no such luck")
         return self.net(x)
@@ -230,8 +233,8 @@ def test_the_model_is_in_evaluation_mode_and_comes_back_as_it_was(fail):
         assert torch.equal(L, lie_derivative(model.eval(), x, "rotate"))
         model.train()
         model.net[1].eval()
-    assert model.seen
-    assert not any(model.seen)
+    assert model.watched()
+    assert not any(model.watched())
     assert [part.training for part in model.modules()] == flags
     assert [p.requires_grad for p in model.net[3].parameters()] == [False, True]
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
@@ -243,7 +246,7 @@ def test_bound_methods_and_partials_are_in_evaluation_mode_too():
     model, x = Watched().train(), images(2, 3, 16, 16)
     lie_derivative(model.features, x, "rotate")
     lie_derivative(functools.partial(model.features), x, "rotate")
-    assert not any(model.seen)
+    assert not any(model.watched())
     assert model.training
 
 

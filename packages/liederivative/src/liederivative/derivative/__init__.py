@@ -1,6 +1,12 @@
 """The Lie derivative of a model, by forward-mode differentiation."""
 
-from liederivative.derivative.evaluation import double_copy, evaluation_mode, module_of, uncompiled
+from liederivative.derivative.evaluation import (
+    double_copy,
+    evaluation_mode,
+    module_of,
+    outside_inference_mode,
+    uncompiled,
+)
 from liederivative.derivative.lie_derivative import (
     LieDerivatives,
     Selector,
@@ -27,6 +33,7 @@ __all__ = [
     "lie_derivative",
     "lie_derivatives",
     "module_of",
+    "outside_inference_mode",
     "push_forward",
     "uncompiled",
 ]

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from liederivative.derivative.evaluation import is_scratch
 from liederivative.derivative.rules import FACTORIES, MUTATES_WITHOUT_INPUT, OVERWRITES, RULES, Call, push_view
 
 
@@ -199,7 +200,7 @@ class DualMode(TorchDispatchMode):
         if kind == "view":
             return self._view(func, args, kwargs, out) if found else out
         if name in FACTORIES or not any(dual.moves for dual in found):
-            if _has_derivative(out):
+            if _has_derivative(out) and out.layout is torch.strided:
                 self._made[out.untyped_storage().data_ptr()] = weakref.ref(out)
                 if name in FACTORIES:  # a view may be all that is left of it
                     self._alive.append(out)
@@ -283,7 +284,9 @@ class DualMode(TorchDispatchMode):
     ) -> Any:
         given = target = args[0] if args else None
         moves = any(dual.moves for dual in found)
-        if moves and isinstance(target, Tensor) and type(target) is not Dual and self._is_own(target):
+        if moves and isinstance(target, Tensor) and type(target) is not Dual:
+            if not self._is_own(target) and not is_scratch(target):
+                raise UnsupportedError(f"{name} writes tangents into a tensor that was made outside of the model's run")
             target = self._adopt(target)
             args = (target, *args[1:])
         if not isinstance(target, Dual) or not name.endswith("_"):
@@ -339,8 +342,8 @@ class DualMode(TorchDispatchMode):
     def _with_adopted(self, a: Any) -> Any:
         if isinstance(a, list | tuple):
             return type(a)(self._with_adopted(item) for item in a)
-        if isinstance(a, Tensor) and type(a) is not Dual and a.untyped_storage().data_ptr() in self._adopted:
-            return self._adopt(a)
+        if isinstance(a, Tensor) and type(a) is not Dual and a.layout is torch.strided:
+            return self._adopt(a) if a.untyped_storage().data_ptr() in self._adopted else a
         return a
 
 

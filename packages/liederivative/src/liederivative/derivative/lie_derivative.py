@@ -14,6 +14,7 @@ efficient computation. Here in forward mode, with analytic image tangents in pla
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,13 @@ from liederivative.actions import (
     resolve_layout,
     spanning_tangents,
 )
-from liederivative.derivative.evaluation import double_copy, evaluation_mode, module_of, uncompiled
+from liederivative.derivative.evaluation import (
+    double_copy,
+    evaluation_mode,
+    module_of,
+    outside_inference_mode,
+    uncompiled,
+)
 from liederivative.derivative.metadata import declared_layout
 from liederivative.derivative.pushforward import LADDER, Rung, push_forward
 
@@ -68,7 +75,8 @@ def lie_derivative(
 
     Args:
         model: any callable that treats each sample of a batch alone. A module is held in evaluation mode
-            meanwhile and comes back as it was.
+            meanwhile and comes back as it was, buffers, attributes and random numbers included. One that writes
+            into its buffers is taken as a function of x alone, with their values before the call.
         x: images (B, C, H, W), as the model takes them (normalised), in its dtype and on its device; or whatever
             ``action`` moves. A tuple is passed on as several arguments.
         generator: the name of one of the action's generators (for images those of `liederivative.GENERATORS`), or
@@ -101,6 +109,7 @@ def lie_derivative(
     ).derivatives[0]
 
 
+@outside_inference_mode
 def lie_derivatives(
     model: Callable[..., Any],
     x: Any,
@@ -153,9 +162,10 @@ def lie_derivatives(
         velocities = [torch.cat([v, n]) for v, n in zip(velocities, noise, strict=True)]
     layout: Layout | None = None
 
-    def measured(model: Callable[..., Any]) -> Callable[..., Tensor]:
+    def measured(model: Callable[..., Any], begin: Callable[[], None]) -> Callable[..., Tensor]:
         def f(*moving: Tensor) -> Tensor:
             nonlocal layout
+            begin()
             arguments = rebuild(moving)
             value = model(*arguments) if isinstance(arguments, tuple) else model(arguments)
             value = one_tensor(value, batch, select)
@@ -164,15 +174,23 @@ def lie_derivatives(
 
         return f
 
-    f = measured(model)
-    with evaluation_mode(model), torch.no_grad():
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        begin = stack.enter_context(evaluation_mode(model))
+        f = measured(model, begin)
+
+        def in_float64() -> Callable[..., Tensor]:
+            begin()
+            double = double_copy(model)
+            return measured(double, stack.enter_context(evaluation_mode(double)))
+
         pushed = push_forward(
             f,
             parts,
             velocities,
             tangents_per_pass=tangents_per_pass,
             ladder=ladder,
-            in_float64=lambda: measured(double_copy(model)),
+            in_float64=in_float64,
         )
         assert layout is not None
         check_outputs(model, pushed.value, pushed.derivative, lambda: f(*parts))

@@ -20,7 +20,15 @@ from lie.run import UserError
 from torch import Tensor
 
 from liederivative.actions import Action, GeneratorLike, Images, Layout, resolve_generators, resolve_layout
-from liederivative.derivative import Selector, check_inputs, declared_layout, evaluation_mode, module_of, uncompiled
+from liederivative.derivative import (
+    Selector,
+    check_inputs,
+    declared_layout,
+    evaluation_mode,
+    module_of,
+    outside_inference_mode,
+    uncompiled,
+)
 from liederivative.derivative.lie_derivative import check_outputs, moving_parts, one_tensor
 from liederivative.layerwise.tracer import IDEAL, TOTAL, Tracer
 
@@ -124,6 +132,7 @@ class Decomposition:
         return found
 
 
+@outside_inference_mode
 def decompose(
     model: Callable[..., Any],
     x: Tensor,

@@ -76,6 +76,8 @@ def narrowed(name: str, call: Call, region: Region) -> tuple[Call, dict[int, Reg
     None if the operation is not known to act on those places alone. Arguments without a region are read whole.
     """
     out = call.out[0] if isinstance(call.out, tuple | list) else call.out
+    if any(isinstance(a, Tensor) and a.layout is not torch.strided for a in call.args):
+        return None  # a region of a sparse tensor is not taken
     regions = _regions(name, call, out, region)
     if regions is None:
         return None

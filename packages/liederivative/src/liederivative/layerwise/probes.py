@@ -22,7 +22,15 @@ from lie.run import UserError
 from torch import Tensor, nn
 
 from liederivative.actions import Action, GeneratorLike, Images, Layout, resolve_generators, resolve_layout
-from liederivative.derivative import Selector, check_inputs, declared_layout, evaluation_mode, module_of, uncompiled
+from liederivative.derivative import (
+    Selector,
+    check_inputs,
+    declared_layout,
+    evaluation_mode,
+    module_of,
+    outside_inference_mode,
+    uncompiled,
+)
 from liederivative.derivative.lie_derivative import moving_parts, one_tensor
 from liederivative.layerwise.tracer import Tracer
 
@@ -73,6 +81,7 @@ class _LocalTracer(Tracer):
             self.local[label] = term
 
 
+@outside_inference_mode
 def probe_terms(
     model: Callable[..., Any],
     x: Tensor,

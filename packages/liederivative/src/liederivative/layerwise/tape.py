@@ -103,7 +103,11 @@ class Tape:
         self._users[copy.data_ptr()] = calls
 
         def moved(a: Any) -> Any:
-            if isinstance(a, Tensor) and a.untyped_storage().data_ptr() == storage.data_ptr():
+            if (
+                isinstance(a, Tensor)
+                and a.layout is torch.strided
+                and a.untyped_storage().data_ptr() == storage.data_ptr()
+            ):
                 return a.new_empty(0).set_(copy, a.storage_offset(), a.shape, a.stride())
             if isinstance(a, list | tuple):
                 return type(a)(moved(item) for item in a)
@@ -338,7 +342,7 @@ def places(a: Any) -> list[Place]:
 
 def _tensors(a: Any) -> list[Tensor]:
     if isinstance(a, Tensor):
-        return [a]
+        return [a] if a.layout is torch.strided else []
     if isinstance(a, dict):
         a = list(a.values())
     return [t for item in a for t in _tensors(item)] if isinstance(a, list | tuple) else []

@@ -173,7 +173,7 @@ class Tracer(DualMode):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 written = plain[index] if index < len(plain) else plain_kw.get(argument.name)
                 for value in written if isinstance(written, list | tuple) else [written]:
-                    if isinstance(value, Tensor):
+                    if isinstance(value, Tensor) and value.layout is torch.strided:
                         self.tape.preserve(value)
         return super()._mutate(func, name, args, kwargs, plain, plain_kw, found)
 

@@ -109,7 +109,7 @@ def track(name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any, inde
         return (None if q is None or v is None else (*q[:-1], v[-1])), False
     if name in ("mm", "bmm"):
         return _product(axes, axes_of(args[1]), args[:2])
-    if name in ("addmm", "baddbmm"):
+    if name in ("addmm", "baddbmm", "_sparse_addmm"):
         found, commutes = _product(axes_of(args[1]), axes_of(args[2]), args[1:3])
         bias = args[0]
         return found, commutes and not _spans_plane(bias, found)

@@ -62,9 +62,10 @@ class Evaluator:
         check_images(model, x)
         self._model, self._output, self._probabilities = model, output, probabilities
         self._stack = ExitStack()
+        self._begin: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Evaluator:
-        self._stack.enter_context(evaluation_mode(self._model))
+        self._begin = self._stack.enter_context(evaluation_mode(self._model))
         self._stack.enter_context(torch.no_grad())
         return self
 
@@ -73,6 +74,7 @@ class Evaluator:
 
     def output(self, x: Tensor) -> tuple[Tensor, Layout]:
         """The model's output, after the softmax if so asked, and its layout."""
+        self._begin()
         value = self._model(x)
         if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != len(x) or not value.is_floating_point():
             got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__

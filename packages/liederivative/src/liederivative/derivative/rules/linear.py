@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -111,6 +112,40 @@ def _baddbmm(call: Call) -> Tensor:
     return total
 
 
+def _sparse(first: int, rule: Callable[[Call], Tensor | None]) -> Callable[[Call], Any]:
+    """``rule`` of a product whose factors are the arguments ``first`` and ``first + 1``, one of which may be sparse.
+
+    Sparse tensors have no batch axes, so a constant sparse factor multiplies one tangent at a time.
+    """
+
+    def product(call: Call) -> Any:
+        places = (first, first + 1)
+        sparse = [i for i in places if call.args[i].layout is not torch.strided]
+        if not sparse:
+            return rule(call)
+        moving = [i for i in places if call.dual(i) is not None]
+        if set(sparse) & set(moving) or len(moving) > 1:
+            return NotImplemented
+        total = None
+        if moving:
+            tangents = call.t(moving[0])
+            assert tangents is not None
+            multiply = aten.bmm if call.out.ndim == 3 else aten.mm
+            factors = [call.args[i] for i in places]
+            rows = []
+            for tangent in tangents:
+                factors[moving[0] - first] = tangent
+                rows.append(multiply(*factors))
+            total = torch.stack(rows) * call.kwargs.get("alpha", 1)
+        bias = call.t(0) if first else None
+        if bias is not None:
+            wide = (call.kwargs.get("beta", 1) * call.broadcast(bias, 0)).expand(call.count, *call.out.shape)
+            total = wide if total is None else total + wide
+        return total
+
+    return product
+
+
 def _sum(call: Call) -> Tensor | None:
     tangents = call.t(0)
     if tangents is None:
@@ -139,10 +174,11 @@ def _scalar_multiple(call: Call) -> Tensor | None:
 
 RULES = {
     "convolution": _convolution,
-    "mm": _mm,
-    "addmm": _addmm,
-    "bmm": _bmm,
-    "baddbmm": _baddbmm,
+    "mm": _sparse(0, _mm),
+    "addmm": _sparse(1, _addmm),
+    "_sparse_addmm": _sparse(1, _addmm),
+    "bmm": _sparse(0, _bmm),
+    "baddbmm": _sparse(1, _baddbmm),
     "sum": _sum,
     "mean": _mean,
     "cumsum": _cumsum,
