@@ -156,7 +156,35 @@ def _coloured_path(axes: plt.Axes, path: Tensor, t: Tensor) -> None:
     axes.autoscale()
 
 
+def logarithm() -> Figure:
+    """Error of the logarithm of a rotation in float32 over the angle, by the textbook formula and by ours."""
+    from lie.groups import SO3
+
+    group = SO3()
+    distance = torch.logspace(-4, 0, 161, dtype=torch.float64)  # of the angle from pi
+    axis = torch.nn.functional.normalize(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), dim=0)
+    rotation = group.exp((math.pi - distance).unsqueeze(-1) * axis).float()
+    # Against the exact logarithm of the rounded matrix, so that only the formula's own error is seen.
+    exact = group.log(group.normalise(rotation.double()))
+    figure, axes = plt.subplots(figsize=(5.2, 3.0), layout="constrained")
+    for label, value in (("textbook", _textbook_logarithm(rotation)), ("lie", group.log(rotation))):
+        error = (value.double() - exact).norm(dim=-1) / exact.norm(dim=-1)
+        axes.loglog(distance, error.clamp_min(1e-9), label=label)
+    axes.set(xlabel="pi minus the angle", ylabel="relative error")
+    axes.legend(frameon=False)
+    return figure
+
+
+def _textbook_logarithm(R: Tensor) -> Tensor:
+    """theta / (2 sin theta) (R - R^T), with theta from the trace."""
+    theta = ((R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1.0) / 2.0).clamp(-1.0, 1.0).arccos()
+    factor = torch.nan_to_num(theta / (2.0 * theta.sin()), nan=0.5)
+    skew = R - R.mT
+    return factor.unsqueeze(-1) * torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], -1)
+
+
 PICTURES = {
+    "logarithm.svg": logarithm,
     "rotation.svg": rotation,
     "motions.jpg": motions,
     "layers.svg": layers,
