@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from chnn.cli import main
+from lie.run import RunFolder
 from PIL import Image
 
 TINY = ["--trajectories", "8", "--test-trajectories", "3", "--horizon", "0.3", "--steps", "6", "--batch-size", "4",
@@ -70,7 +71,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys, f
     monkeypatch.setattr(module, "CHECKPOINT_EVERY", 2)
     command = ["train", "chain-pendulum", "--links", "1", *TINY]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
-    save, calls = module.save_checkpoint, []
+    save, calls = RunFolder.save, []
 
     def interrupt(*args):
         save(*args)
@@ -78,11 +79,11 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys, f
         if len(calls) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "save_checkpoint", interrupt)
+    monkeypatch.setattr(RunFolder, "save", interrupt)
     assert main([*command, "--out", str(tmp_path / "cut")]) == 130
     assert "--resume" in capsys.readouterr().err
     assert "not finished" in fails("evaluate", tmp_path / "cut")
-    monkeypatch.setattr(module, "save_checkpoint", save)
+    monkeypatch.setattr(RunFolder, "save", save)
     assert main(["train", "--resume", str(tmp_path / "cut")]) == 0
     whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
@@ -94,7 +95,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, fails):
     cases = [
         (["simulate", "chain-pendulm", "--out", out], "did you mean 'chain-pendulum'"),
         (["train", "chain-pendulum", "--model", "hmm", "--out", out], "did you mean"),
-        (["simulate", "chain-pendulum", "--links", "0", "--out", out], "at least one link"),
+        (
+            ["simulate", "chain-pendulum", "--links", "0", "--out", out],
+            "--links to be a whole number from 1 to",
+        ),
         (["simulate", "chain-pendulum", "--bobs", "3", "--out", out], "no parameter --bobs; it has --links"),
         (["simulate", "bead", "--set", "surface=tours", "--out", out], "did you mean 'torus'"),
         (["simulate", "bead", "--set", "mass", "--out", out], "NAME=VALUE"),
@@ -102,15 +106,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, fails):
         (["simulate", "four-bar", "--set", "crank=9", "--out", out], "impossible constraints"),
         (["simulate", "chain-pendulum", "--masses", "1", "-2", "--out", out], "got -2 for body 1"),
         (["simulate", "chain-pendulum", "--dt", "-1", "--out", out], "--dt"),
-        (["simulate", "chain-pendulum", "--rtol", "0", "--out", out], "between 0 and 1"),
-        (["simulate", "chain-pendulum", "--trajectories", "0", "--out", out], "at least one initial state"),
+        (["simulate", "chain-pendulum", "--rtol", "0", "--out", out], "--rtol to be a number"),
+        (["simulate", "chain-pendulum", "--trajectories", "0", "--out", out], "--trajectories to be a whole number"),
         (["simulate", "chain-pendulum", "--seed", "-1", "--out", out], "--seed"),
         (["simulate", "chain-pendulum", "--device", "toaster", "--out", out], "toaster"),
         (["train", "satellite", "--model", "hnn", "--out", out], "no angles for --model hnn"),
         (["train", "chain-pendulum"], "--out DIR"),
-        (["train", "chain-pendulum", "--steps", "0", "--out", out], "--steps of at least 1"),
-        (["train", "chain-pendulum", "--chunk", "1", "--out", out], "--chunk between 2 and"),
-        (["train", "chain-pendulum", "--dtype", "half", "--out", out], "float32 or float64"),
+        (["train", "chain-pendulum", "--steps", "0", "--out", out], "--steps to be a whole number"),
+        (["train", "chain-pendulum", "--chunk", "100000", "--out", out], "--chunk between 2 and"),
+        (["train", "chain-pendulum", "--dtype", "half", "--out", out], "('float32', 'float64')"),
         (["train", "chain-pendulum", "--learning-rate", "nan", "--out", out], "--learning-rate"),
         (["evaluate", tmp_path / "none"], "does not exist"),
         (["animate", tmp_path / "none"], "does not exist"),
@@ -130,7 +134,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, fails):
         (["animate", tmp_path / "none", "--out", tmp_path / "a.mp3"], "ends in .gif, .mp4 or .html, or a folder"),
         (["animate", tmp_path / "none", "--out", tmp_path / "a.v1"], "none: the folder does not exist"),
         (["simulate", "satellite", "--links", "4", "--out", out], "it has none"),
-        (["animate", tmp_path / "none", "--fps", "0"], "positive --speed, --fps and --size"),
+        (["animate", tmp_path / "none", "--fps", "0"], "--fps to be a whole number from 1 to 1000"),
         (["trian"], "did you mean 'train'"),
     ]
     for argv, message in cases:

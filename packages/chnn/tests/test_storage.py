@@ -267,7 +267,7 @@ def test_damaged_folders_are_one_line(tmp_path, fails, monkeypatch):
     stored = json.loads((folder / "run.json").read_text())
     for change, message in [
         ({"settings": {}}, "holds no settings"),
-        ({"settings": {**stored["settings"], "rtol": "low"}}, "expected a number for rtol"),
+        ({"settings": {**stored["settings"], "rtol": "low"}}, "expected rtol in the settings in"),
         ({"settings": {**stored["settings"], "system": "robe"}}, "did you mean 'rope'"),
         ({"settings": {**stored["settings"], "parameters": {"linx": 1}}}, "no parameter linx; did you mean links?"),
     ]:
@@ -284,11 +284,11 @@ def test_bad_settings_are_one_line_and_leave_nothing(tmp_path, fails, monkeypatc
         (["--format", "parket"], "did you mean 'parquet'"),
         (["--animation", "gf"], "did you mean 'gif'"),
         (["--failures", "go"], "known: keep, stop"),
-        (["--shard", "0"], "--shard of at least one"),
-        (["--dt", "nan"], "expected --dt to be finite, got nan"),
+        (["--shard", "0"], "--shard to be a whole number"),
+        (["--dt", "nan"], "expected --dt to be a number above 0, got nan"),
         (["--dt", "1e-9"], "give a larger --dt"),
-        (["--trajectories", "1000000000000"], "GiB free"),
-        (["--seed", "9223372036854775808"], "--seed from 0"),
+        (["--trajectories", "10000000000"], "GiB free"),
+        (["--seed", "9223372036854775808"], "--seed to be a whole number from 0 to 2^63 - 1"),
     ]:
         assert message in fails("simulate", "chain-pendulum", *flags, "--out", out)
         assert not out.exists(), flags
@@ -327,7 +327,7 @@ def test_a_run_from_python_makes_its_folder(tmp_path):
     simulate_run(replace(BASE, trajectories=1), tmp_path / "deep" / "run")
     assert len(load_run(tmp_path / "deep" / "run")) == 1
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UserError, match=r"cannot make the folder .*file"):
+    with pytest.raises(UserError, match=r"cannot write to .*file"):
         simulate_run(BASE, tmp_path / "file" / "run")
 
 

@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from lie.run import (
+    Count,
+    NonNegative,
+    Positive,
+    Seed,
     UserError,
     atomic_path,
     output_directory,
@@ -20,13 +24,17 @@ from lie.run import (
     unknown_name,
     write_json,
 )
+from msgspec import Meta
 from tqdm import tqdm
 
 from chnn.storage.flags import SystemFlags
+from chnn.storage.settings import Tolerance
+from chnn.systems.times import check_times
 
 if TYPE_CHECKING:
     from chnn.analysis import Crossings, LyapunovExponents
 
+_MAX_BYTES = 2**34  # of the states of all trajectories, which are in memory together
 _DIRECTIONS = {"both": 0, "up": 1, "down": -1}
 
 
@@ -46,17 +54,17 @@ class Analyse(SystemFlags):
     taken."""
     out: Path
     """Folder for the results; made if it is not there."""
-    trajectories: int = 10
+    trajectories: Count = 10
     """Number of random initial states, or of trajectories of the run."""
-    horizon: float | None = None
+    horizon: Positive | None = None
     """Time, s; ten of the paper's horizons by default. What is conserved of a run is that over the run."""
-    rtol: float = 1e-9
+    rtol: Tolerance = 1e-9
     """Relative tolerance of a step."""
-    exponents: int | None = None
+    exponents: Annotated[int, Meta(ge=0, le=100_000)] | None = None
     """How many Lyapunov exponents, the largest first; all by default, 0 for none."""
-    every: float | None = None
+    every: Positive | None = None
     """Time between two orthonormalisations of the tangent vectors, s; ten of the system's dt by default."""
-    transient: float = 0.0
+    transient: NonNegative = 0.0
     """Time before growth counts, s."""
     section: str | None = None
     """Poincare section: a coordinate and its value, such as angle0=0, rate1, x0.1=-0.5 or v0.0 (point 0, axis 0)."""
@@ -65,7 +73,7 @@ class Analyse(SystemFlags):
     axes: tuple[str, str] | None = None
     """Two coordinates over which the section is drawn, such as angle1 rate1; by default an angle that varies on it, or
     a position, and its rate."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial states and of the tangent vectors."""
     device: str = "cpu"
     """Device: cpu, cuda, auto. On the cpu, code compiled for the system does the work."""
@@ -80,15 +88,9 @@ class Analyse(SystemFlags):
 
         if self.direction not in _DIRECTIONS:
             raise unknown_name("direction", self.direction, _DIRECTIONS)
-        if self.trajectories < 1 or self.seed < 0:
-            raise UserError(f"expected --trajectories >= 1 and --seed >= 0, got {self.trajectories} and {self.seed}")
-        if not 0.0 < self.rtol < 1.0:
-            raise UserError(f"expected an --rtol between 0 and 1, got {self.rtol}")
         device = resolve_device(self.device)
         system, z, t = self._start()
-        horizon = 10.0 * system.horizon if self.horizon is None else self.horizon
-        if not system.dt <= horizon < float("inf"):
-            raise UserError(f"expected a --horizon of at least {system.dt:g} s, got {horizon:g}")
+        horizon = self._horizon(system)
         section = None if self.section is None else coordinate(system, self.section)
         for name in self.axes or ():
             coordinate(system, name)
@@ -98,7 +100,7 @@ class Analyse(SystemFlags):
         with output_directory(self.out) as out:
             try:
                 if t is None:
-                    t = torch.arange(round(horizon / system.dt) + 1, dtype=torch.float64) * system.dt
+                    t = torch.arange(check_times(system.dt, horizon), dtype=torch.float64) * system.dt
                     z = system.simulate(z[:, 0].to(device), t.to(device), self.rtol, dense=True)
                 z0 = z[:, 0].to(device)
                 report = conservation(system, z.cpu(), t)
@@ -140,6 +142,12 @@ class Analyse(SystemFlags):
             write_json(out / "metrics.json", metrics)
             print(f"written to {out}")
 
+    def _horizon(self, system: Any) -> float:
+        horizon = 10.0 * system.horizon if self.horizon is None else self.horizon
+        if not system.dt <= horizon < float("inf"):
+            raise UserError(f"expected a --horizon of at least {system.dt:g} s, got {horizon:g}")
+        return horizon
+
     def _start(self) -> tuple[Any, Any, Any]:
         """The system, states (B, T, 2, n, d), and their times; None for states that are yet to be simulated."""
         from chnn.storage import load_run
@@ -148,6 +156,13 @@ class Analyse(SystemFlags):
             run = load_run(self.system)
             return run.system, run[: self.trajectories], run.t
         system = self.system_called(self.system)
+        count = check_times(system.dt, self._horizon(system))
+        size = self.trajectories * count * 2 * system.num_points * system.spatial_dim * 8
+        if size > _MAX_BYTES:
+            raise UserError(
+                f"{self.trajectories} trajectories of {count} times take {size / 2**30:.3g} GiB, at most 16 are "
+                "possible; give fewer --trajectories or a shorter --horizon"
+            )
         return system, system.sample(self.trajectories, generator=seeded_generator(self.seed)).unsqueeze(1), None
 
 

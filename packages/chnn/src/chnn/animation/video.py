@@ -39,13 +39,22 @@ def write_mp4(path: Path, pictures: Iterator[Image.Image], fps: int) -> None:
         str(path), first.size, fps=fps, codec="libx264", quality=8, macro_block_size=2, ffmpeg_log_level="error"
     )
     writer.send(None)
+    count = 0
     try:
         for picture in chain([first], pictures):
             writer.send(np.ascontiguousarray(picture).tobytes())
+            count += 1
     except OSError as error:
         raise UserError(f"ffmpeg could not write the film: {error}; try a .gif or .html file") from None
     finally:
         writer.close()
+    # ffmpeg ends without a word where the disk is full.
+    try:
+        written, _ = library.count_frames_and_secs(str(path))
+    except (RuntimeError, OSError):
+        written = 0
+    if written != count:
+        raise OSError(f"ffmpeg wrote {written} of {count} frames; is the disk full?")
 
 
 def check_mp4() -> Any:

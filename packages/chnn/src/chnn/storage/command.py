@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from lie.run import UserError, output_directory, print_table, unknown_name
+from lie.run import Positive, Seed, UserError, output_directory, print_table, unknown_name
 
 from chnn.storage.flags import SystemFlags, flag_of
+from chnn.storage.settings import Shard, Tolerance, Trajectories
 
 
 def _shown(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -55,17 +56,17 @@ class Simulate(SystemFlags):
     """Folder for the run; made if it is not there."""
     resume: Path | None = None
     """Folder of an interrupted run to go on with, by its own settings."""
-    trajectories: int = 10
+    trajectories: Trajectories = 10
     """Number of random initial states; trajectory k is the same however many there are."""
-    horizon: float | None = None
+    horizon: Positive | None = None
     """Length of the simulation, s; the paper's by default."""
-    dt: float | None = None
+    dt: Positive | None = None
     """Spacing of the output times, s; the paper's by default."""
-    rtol: float = 1e-10
+    rtol: Tolerance = 1e-10
     """Relative tolerance of a step; the absolute one is a hundredth of it."""
     format: str = "npz"
     """Of the states: npz or parquet (a row for each trajectory and time; needs chnn[parquet])."""
-    shard: int | None = None
+    shard: Shard | None = None
     """Trajectories in a file; by default as many as make 64 MiB."""
     failures: str = "stop"
     """A trajectory that cannot be integrated to the end: stop the run, or keep it, NaN from where it stopped."""
@@ -74,7 +75,7 @@ class Simulate(SystemFlags):
     by default, and with --resume those that the run was started with."""
     no_animation: bool = False
     """Draw nothing."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial states."""
     device: str = "cpu"
     """Device: cpu, cuda, auto. On the cpu, code compiled for the system simulates it."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lie.run import UserError, unknown_name
+import msgspec
+from lie.run import NonNegative, UserError, unknown_name
+from msgspec import Meta
 
 if TYPE_CHECKING:
     from chnn.systems import System
@@ -26,15 +27,15 @@ def flag_of(parameter: str) -> str:
 class SystemFlags:
     """Parameters of a system, as every command that makes one takes them."""
 
-    links: int | None = None
+    links: Annotated[int, Meta(ge=1, le=1000)] | None = None
     """Links of a chain-pendulum or rope."""
-    bobs: int | None = None
+    bobs: Annotated[int, Meta(ge=1, le=1000)] | None = None
     """Bobs of a coupled-pendulum."""
     masses: tuple[float, ...] | None = None
     """Masses, kg, one a body; 1 each by default."""
     lengths: tuple[float, ...] | None = None
     """Lengths of the rods, m; 1 each by default."""
-    spring_constant: float | None = None
+    spring_constant: NonNegative | None = None
     """Spring constant of a coupled-pendulum, N/m."""
     set: tuple[str, ...] = ()
     """Any parameter of the system's class as NAME=VALUE, for example --set magnets=3 dipole=0.2."""
@@ -45,8 +46,8 @@ class SystemFlags:
         Raises:
             UserError: for an unknown name, and for parameters that the system does not have or cannot be made of.
         """
-        from chnn.systems import SYSTEMS, system_by_name
-        from chnn.systems.names import check_parameters
+        from chnn.systems import SYSTEMS
+        from chnn.systems.names import check_parameters, system_from
 
         if name == "robot":
             raise UserError("a robot needs a file: chnn simulate --file ROBOT.xml, and then the folder of the run")
@@ -54,12 +55,7 @@ class SystemFlags:
             raise unknown_name("system", name, SYSTEMS)
         given = self.given()
         check_parameters(name, {key: value for key, value in given.items() if value is not None}, flag_of)
-        try:
-            return system_by_name(name, **given)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"{name} cannot be made of {self.set}: {error}") from None
+        return system_from(name, given)
 
     def given(self) -> dict[str, Any]:
         """Parameter -> value; None where not given.
@@ -73,7 +69,7 @@ class SystemFlags:
             if not equals or not name:
                 raise UserError(f"expected --set NAME=VALUE, got {pair!r}")
             try:
-                parameters[name.replace("-", "_")] = json.loads(text)
-            except json.JSONDecodeError:
+                parameters[name.replace("-", "_")] = msgspec.json.decode(text)
+            except (msgspec.DecodeError, RecursionError):
                 parameters[name.replace("-", "_")] = text  # a name, such as surface=torus
         return parameters

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from chnn.storage.settings import Plan, Settings
 from chnn.storage.shards import Drifts, parquet_library, read_drifts, read_states
-from chnn.storage.write import METRICS, RUN
+from chnn.storage.write import METRICS, RUN, read_run
 from chnn.systems import System
 
 
@@ -127,32 +127,30 @@ def load_run(path: str | Path, *, system: System | None = None) -> Run:
             raise UserError(
                 f"{path / plan.name(k)} is missing; make it again with: chnn simulate --resume {path}"
             )  # fmt: skip
-    return Run(path, system, settings, read_json(path / METRICS), plan)
+    metrics = read_json(path / METRICS)
+    if not isinstance(metrics, dict):
+        raise UserError(f"{path / METRICS} holds no numbers of a simulation; make it again with --resume {path}")
+    return Run(path, system, settings, metrics, plan)
 
 
 def read_settings(path: Path) -> Settings:
     """The settings of the run in a folder, finished or not."""
     if not path.is_dir():
         raise UserError(f"no run at {path}: the folder does not exist")
-    stored = _read_run(path)
-    return Settings.from_json(stored.get("settings") if isinstance(stored, dict) else None, str(path / RUN))
+    return Settings.from_json(_read_run(path)["settings"], str(path / RUN))
 
 
 def read_animation(path: Path) -> tuple[str, ...]:
     """The kinds of pictures that the run in a folder was started with."""
     if not path.is_dir():
         raise UserError(f"no run at {path}: the folder does not exist")
-    stored = _read_run(path)
-    kinds = stored.get("animation", ["gif"]) if isinstance(stored, dict) else []
-    if not isinstance(kinds, list) or not all(isinstance(kind, str) for kind in kinds):
-        raise UserError(f"{path / RUN} holds no kinds of animation: expected a list of names, got {kinds!r}")
-    return tuple(kinds)
+    return tuple(_read_run(path)["animation"])
 
 
-def _read_run(path: Path) -> Any:
+def _read_run(path: Path) -> dict[str, Any]:
     """What ``run.json`` in a folder holds."""
     try:
-        return read_json(path / RUN)
+        return read_run(path / RUN)
     except UserError as error:
         if not (path / RUN).exists():
             raise

@@ -8,17 +8,20 @@ of its own, seeded by a hash of (seed, b).
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from lie.run import UserError, unknown_name
+from lie.run import Positive, Seed, UserError, unknown_name, validate
+from msgspec import Meta
 from torch import Tensor
 
-from chnn.systems import System, system_by_name
+from chnn.systems import System
+from chnn.systems.names import system_from
+from chnn.systems.times import check_times
 
 FORMATS = ("npz", "parquet")
 """Of the files with trajectories."""
@@ -29,6 +32,12 @@ BLOCK = 64
 """Trajectories whose initial states are drawn together."""
 SHARD_BYTES = 2**26
 """States that a shard holds, unless said otherwise: what is kept in memory is a small multiple."""
+Trajectories = Annotated[int, Meta(ge=1, le=10**12)]
+"""Number of random initial states."""
+Shard = Annotated[int, Meta(ge=1, le=10**12)]
+"""Trajectories in a file."""
+Tolerance = Annotated[float, Meta(ge=1e-15, lt=1.0)]
+"""Relative tolerance of a step; below the bound lies the rounding of float64."""
 _LARGEST = 2**31  # bytes of one trajectory; the smallest shard holds one
 
 
@@ -44,19 +53,19 @@ class Settings:
     """Name of the system."""
     parameters: dict[str, Any]
     """Arguments of the system's class."""
-    trajectories: int
+    trajectories: Trajectories
     """Number of random initial states."""
-    dt: float
+    dt: Positive
     """Spacing of the output times, s."""
-    horizon: float
+    horizon: Positive
     """Length of the simulation, s."""
-    rtol: float = 1e-10
+    rtol: Tolerance = 1e-10
     """Relative tolerance of a step; the absolute one is a hundredth of it."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the initial states."""
     format: str = "npz"
     """npz or parquet."""
-    shard: int | None = None
+    shard: Shard | None = None
     """Trajectories in a file; by default as many as make 64 MiB."""
     failures: str = "stop"
     """stop: a trajectory that cannot be integrated ends the run; keep: it is NaN from where it stopped."""
@@ -69,6 +78,7 @@ class Settings:
                 raise UserError(f"expected a number for {name}, got {getattr(self, name)!r}")
         if not 0.0 < self.dt <= self.horizon < math.inf:
             raise UserError(f"expected 0 < --dt <= --horizon, got {self.dt} and {self.horizon}")
+        check_times(self.dt, self.horizon)
         if not 0.0 < self.rtol < 1.0:
             raise UserError(f"expected --rtol between 0 and 1, got {self.rtol}")
         if self.trajectories < 1:
@@ -85,23 +95,21 @@ class Settings:
     @classmethod
     def from_json(cls, stored: Any, where: str) -> Settings:
         """The settings in a parsed file; ``where`` names it in the error."""
-        names = {field.name for field in fields(cls)}
-        if not isinstance(stored, dict) or set(stored) != names or not isinstance(stored["parameters"], dict):
-            raise UserError(
-                f"{where} holds no settings of a simulation: expected the fields {', '.join(sorted(names))}"
-            )
-        try:
-            return cls(**stored)
-        except TypeError as error:
-            raise UserError(f"{where} holds no settings of a simulation: {error}") from None
+        if not isinstance(stored, dict) or not stored:
+            raise UserError(f"{where} holds no settings of a simulation")
+        return validate(cls, stored, f"the settings in {where}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, for a file."""
         return asdict(self)
 
     def build(self) -> System:
-        """The system."""
-        return system_by_name(self.system, **self.parameters)
+        """The system.
+
+        Raises:
+            UserError: for an unknown name, or parameters that it does not have or cannot be made of.
+        """
+        return system_from(self.system, self.parameters)
 
     @cached_property
     def times(self) -> Float[Tensor, " T"]:

@@ -9,18 +9,30 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from logging import getLogger
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lie.run import UserError, WriteError, provenance, read_json, resolve_device, write_json, write_text
+from lie.run import (
+    Seed,
+    UserError,
+    WriteError,
+    output_directory,
+    provenance,
+    read_json,
+    resolve_device,
+    validate,
+    write_json,
+    write_text,
+)
 from torch import Tensor
 from tqdm import tqdm
 
 from chnn.simulation import IntegrationError
-from chnn.storage.settings import Plan, Settings, initial_states
+from chnn.storage.settings import Plan, Settings, Shard, initial_states
 from chnn.storage.shards import Drifts, parquet_library, read_drifts, write_shard
 from chnn.systems import System
 
@@ -67,10 +79,14 @@ def simulate_run(
         parquet_library()
     system = system or settings.build()
     plan = settings.plan(system)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {out}: {error.strerror}; give another") from None
+    with output_directory(out):
+        return _simulate(settings, out, system, plan, device, animation)
+
+
+def _simulate(
+    settings: Settings, out: Path, system: System, plan: Plan, device: torch.device, animation: Sequence[str]
+) -> dict[str, Any]:
+    """The work of `simulate_run` in its folder, which is locked."""
     stored = open_run(settings, out, plan, system, animation)
     for name in ("trajectories", RUN, METRICS, DRIFTS):
         for leftover in out.glob(f".{Path(name).stem}-*"):  # of a process that was killed while writing
@@ -113,13 +129,13 @@ def open_run(
     path = out / RUN
     versions = provenance("chnn", "numba")
     if path.exists():
-        stored = read_json(path)
-        was = Settings.from_json(stored.get("settings") if isinstance(stored, dict) else None, str(path))
+        stored = read_run(path)
+        was = Settings.from_json(stored["settings"], str(path))
         if was != settings:
             changed = [name for name, value in settings.to_json().items() if value != getattr(was, name)]
             shown = "; ".join(f"{name} is {getattr(was, name)!r}, got {getattr(settings, name)!r}" for name in changed)
             raise UserError(f"the run in {out} has other settings: {shown}; give another --out")
-        other = [name for name, version in versions.items() if stored.get("versions", {}).get(name) != version]
+        other = [name for name, version in versions.items() if stored["versions"].get(name) != version]
         if other:
             _log.warning("the run in %s was begun with another %s: its last bits may differ", out, ", ".join(other))
         return stored
@@ -143,6 +159,35 @@ def open_run(
         "versions": versions,
     }
     write_json(path, stored)
+    return stored
+
+
+@dataclass(frozen=True)
+class _RunFile:
+    """Types of the entries of ``run.json``."""
+
+    system: str
+    parameters: dict[str, Any]
+    units: dict[str, str]
+    seed: Seed
+    settings: dict[str, Any]
+    animation: list[str]
+    shards: list[str]
+    shard_trajectories: Shard
+    versions: dict[str, str]
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """What a ``run.json`` holds, with the types that it has to have.
+
+    Raises:
+        UserError: if it is missing, damaged, or of another kind.
+    """
+    stored = read_json(path)
+    settings = stored.get("settings") if isinstance(stored, dict) else None
+    if not isinstance(settings, dict) or not settings:
+        raise UserError(f"{path} holds no settings of a simulation; bring the file back as it was")
+    validate(_RunFile, stored, str(path))
     return stored
 
 

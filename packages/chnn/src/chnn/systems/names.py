@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from math import inf
+from numbers import Integral
 from typing import Any
 
 from lie.run import UserError, unknown_name
@@ -25,6 +27,8 @@ _CLASSES: tuple[type[System], ...] = (ChainPendulum, CoupledPendulum, MagnetPend
                                       Satellite, FourBar, Bead, Rope)  # fmt: skip
 SYSTEMS: dict[str, type[System]] = {each.name: each for each in _CLASSES}
 """Name on the command line to class."""
+MAX_COUNT = 1000
+"""Links, bobs, magnets, or numbers in a list, of a system by name: the equations are dense in them."""
 _BY_NAME: dict[str, type[System]] = {**SYSTEMS, Robot.name: Robot}  # a robot has no defaults: it needs a file
 
 
@@ -44,6 +48,21 @@ def system_by_name(name: str, **parameters: Any) -> System:
     given = {key: value for key, value in parameters.items() if value is not None}
     check_parameters(name, given)
     return _BY_NAME[name](**given)
+
+
+def system_from(name: str, parameters: Mapping[str, Any]) -> System:
+    """`system_by_name` of what a file or a command line holds: whatever the class does not take is one line.
+
+    Raises:
+        UserError: names the system and the parameters.
+    """
+    try:
+        return system_by_name(name, **parameters)
+    except UserError:
+        raise
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError, RuntimeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name} cannot be made of {dict(parameters)!r:.200}: {reason}") from None
 
 
 def check_parameters(name: str, given: Mapping[str, Any], write: Callable[[str], str] = str) -> None:
@@ -66,11 +85,38 @@ def check_parameters(name: str, given: Mapping[str, Any], write: Callable[[str],
             close = get_close_matches(key, own, n=1)
             hint = f"; did you mean {write(close[0])}?" if close else ""
             raise UserError(f"{name} has no parameter {write(key)}{hint}; it has {shown}")
-        if own[key].annotation == "int" and isinstance(value, float):
-            raise UserError(f"expected a whole number for {key} of {name}, got {value:g}")
+        _check_parameter(name, key, value, own[key].annotation)
     for key, parameter in own.items():
         if parameter.default is inspect.Parameter.empty and key not in given:
             raise UserError(f"{name} needs {write(key)}")
+
+
+def _check_parameter(name: str, key: str, value: Any, annotation: str) -> None:
+    """Types and sizes that no system takes, as a file or a flag may hold them."""
+    if annotation == "int":
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            shown = f"{value:g}" if isinstance(value, float) else repr(value)
+            raise UserError(f"expected a whole number for {key} of {name}, got {shown[:80]}")
+        if abs(int(value)) > MAX_COUNT:
+            raise UserError(f"expected {key} of {name} to be at most {MAX_COUNT}, got {str(value)[:80]}")
+    elif annotation == "bool" and not isinstance(value, bool):
+        raise UserError(f"expected true or false for {key} of {name}, got {value!r:.80}")
+    elif annotation == "float":
+        if isinstance(value, bool | str | list | tuple | dict):
+            raise UserError(f"expected a number for {key}, got {value!r:.80}")
+        if isinstance(value, int | float) and not abs(value) < inf:
+            raise UserError(f"expected a finite number for {key} of {name}, got {value!r:.80}")
+    elif "Sequence[float]" in annotation and isinstance(value, str | dict | bool):
+        raise UserError(f"expected numbers for {key} of {name}, got {value!r:.80}")
+    if isinstance(value, list | tuple):
+        if len(value) > MAX_COUNT:
+            raise UserError(f"expected at most {MAX_COUNT} values for {key} of {name}, got {len(value)}")
+        if "float" in annotation:
+            for number in value:
+                if isinstance(number, bool | str | list | dict | None) or (
+                    isinstance(number, int | float) and not abs(number) < inf
+                ):
+                    raise UserError(f"expected finite numbers for {key} of {name}, got {number!r:.80}")
 
 
 def arguments_of(system: System) -> dict[str, Any]:

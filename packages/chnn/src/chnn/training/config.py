@@ -1,59 +1,81 @@
-"""What a training run is: every choice that its results depend on."""
+"""What a training run is: each choice that its results depend on, once: flags of ``chnn train`` and ``config.json``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
-from lie.run import UserError, unknown_name
+from lie.run import Count, LearningRate, Positive, Seed, UserError, WeightDecay, unknown_name
+from msgspec import Meta
 
 from chnn.models import CHNN, CLNN, HNN, DynamicsModel
-from chnn.systems import System, system_by_name
+from chnn.systems import System
+from chnn.systems.names import system_from
+from chnn.systems.times import check_times
 
 MODELS = ("chnn", "clnn", "hnn")
 """Names that ``--model`` takes."""
+_MAX_BYTES = 2**34  # of the states of all training or test trajectories, which are simulated together
+_MAX_PARAMETERS = 10**8  # 400 MB, and three times that with the moments of AdamW
 
 
-@dataclass(frozen=True)
-class TrainConfig:
+@dataclass(frozen=True, kw_only=True)
+class TrainChoices:
+    """The choices of a training run that are flags as they are."""
+
+    model: str = "chnn"
+    """chnn: constrained Hamiltonian; clnn: constrained Lagrangian; hnn: Hamiltonian in angles."""
+    trajectories: Count = 800
+    """Training trajectories; one random chunk of each is used (the paper's 800)."""
+    test_trajectories: Count = 50
+    """Held-out trajectories for evaluation."""
+    chunk: Annotated[int, Meta(ge=2, le=1_000_000)] = 5
+    """States in a training chunk (the paper's 5)."""
+    steps: Annotated[int, Meta(ge=1, le=10**9)] = 3000
+    """Training steps."""
+    batch_size: Count = 200
+    """Chunks a step (the paper's 200)."""
+    learning_rate: LearningRate = 3e-3
+    """Peak learning rate of AdamW (the paper's); it falls to zero along a cosine."""
+    weight_decay: WeightDecay = 1e-4
+    """Weight decay of AdamW (the paper's)."""
+    hidden: Annotated[int, Meta(ge=1, le=10_000)] = 128
+    """Width of the networks (the paper's is 256)."""
+    depth: Annotated[int, Meta(ge=1, le=1000)] = 3
+    """Hidden layers of the networks."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Dtype of training: float32 or float64. Truth and evaluation are always float64."""
+    seed: Seed = 0
+    """Seed of data, weights and order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainChoices):
     """The choices of one training run, as stored in its ``config.json``."""
 
     system: str
+    """Name of the system."""
     parameters: dict[str, Any]
-    model: str
-    trajectories: int
-    test_trajectories: int
-    chunk: int
-    dt: float
-    horizon: float
-    steps: int
-    batch_size: int
-    learning_rate: float
-    weight_decay: float
-    hidden: int
-    depth: int
-    dtype: str
-    seed: int
+    """Arguments of the system's class."""
+    dt: Positive
+    """Spacing of the states, s."""
+    horizon: Positive
+    """Length of the trajectories, s."""
 
     def __post_init__(self) -> None:
         if self.model not in MODELS:
             raise unknown_name("model", self.model, MODELS)
-        for name in ("trajectories", "test_trajectories", "steps", "batch_size", "hidden", "depth"):
-            if getattr(self, name) < 1:
-                raise UserError(f"expected --{name.replace('_', '-')} of at least 1, got {getattr(self, name)}")
-        for name in ("dt", "horizon", "learning_rate"):
-            if not 0.0 < getattr(self, name) < float("inf"):
-                raise UserError(f"expected a positive --{name.replace('_', '-')}, got {getattr(self, name)}")
-        if self.weight_decay < 0.0:
-            raise UserError(f"expected a --weight-decay of at least 0, got {self.weight_decay}")
-        if not 2 <= self.chunk <= self.horizon / self.dt + 1:
-            raise UserError(f"expected a --chunk between 2 and the {int(self.horizon / self.dt) + 1} output times of a "
-                            f"trajectory, got {self.chunk}")  # fmt: skip
-        if self.dtype not in ("float32", "float64"):
-            raise UserError(f"expected --dtype float32 or float64, got {self.dtype!r}")
-        if self.seed < 0:
-            raise UserError(f"expected a --seed of at least 0, got {self.seed}")
+        count = check_times(self.dt, self.horizon)
+        if not 2 <= self.chunk <= count:
+            raise UserError(
+                f"expected a --chunk between 2 and the {count} output times of a trajectory, got {self.chunk}"
+            )
+        if self.hidden**2 * self.depth > _MAX_PARAMETERS:
+            raise UserError(
+                f"expected networks of at most {_MAX_PARAMETERS:.0e} parameters, got --hidden {self.hidden} "
+                f"and --depth {self.depth}"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -62,19 +84,26 @@ class TrainConfig:
 
     def times(self) -> torch.Tensor:
         """Output times of a trajectory, from 0 to the horizon by dt, float64."""
-        return torch.arange(round(self.horizon / self.dt) + 1, dtype=torch.float64) * self.dt
-
-    @staticmethod
-    def from_json(value: Any) -> TrainConfig:
-        """The configuration in the ``config`` entry of a run's ``config.json``."""
-        if not isinstance(value, dict) or set(value) != {field.name for field in fields(TrainConfig)}:
-            raise UserError("config.json is not of a chnn training run; give the folder of one")
-        return TrainConfig(**value)
+        return torch.arange(check_times(self.dt, self.horizon), dtype=torch.float64) * self.dt
 
 
 def build_system(config: TrainConfig) -> System:
-    """The system of a run."""
-    return system_by_name(config.system, **config.parameters)
+    """The system of a run.
+
+    Raises:
+        UserError: for parameters that it cannot be made of, and if the trajectories would take more than 16 GiB, before
+            they are simulated.
+    """
+    system = system_from(config.system, config.parameters)
+    count = check_times(config.dt, config.horizon)
+    for name in ("trajectories", "test_trajectories"):
+        size = getattr(config, name) * count * 2 * system.num_points * system.spatial_dim * 8
+        if size > _MAX_BYTES:
+            raise UserError(
+                f"{getattr(config, name)} trajectories of {count} times take {size / 2**30:.3g} GiB, at most 16 "
+                f"are possible; give fewer --{name.replace('_', '-')}, a larger --dt or a shorter --horizon"
+            )
+    return system
 
 
 def build_model(config: TrainConfig, system: System) -> DynamicsModel:
