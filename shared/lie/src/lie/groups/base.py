@@ -7,6 +7,7 @@ broadcast. Angles are radians, ``act`` is the left action, elements compose by `
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -16,9 +17,26 @@ from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from lie.groups.bch import baker_campbell_hausdorff
+from lie.groups.checks import (
+    check_alike,
+    check_batches,
+    check_floating,
+    check_generator,
+    check_num_samples,
+    check_tensor,
+    floating_dtype,
+    sizes,
+)
 from lie.groups.lifting import numeric_lift
 from lie.groups.mean import karcher_mean
+from lie.groups.precision import FLOATING, HALF, computed_in_float32
 from lie.groups.recompute import recomputed
+
+_VERBS = (
+    *("exp", "log", "hat", "vee", "bracket", "adjoint", "left_jacobian", "right_jacobian", "left_jacobian_inverse"),
+    *("right_jacobian_inverse", "bch", "inverse", "normalise", "relative", "pairwise", "distance", "act"),
+    *("vector_field", "lift", "orbit_origin"),
+)
 
 
 class LieGroup(ABC):
@@ -26,6 +44,10 @@ class LieGroup(ABC):
 
     A group of your own sets ``dim`` and ``matrix_dim`` and defines `exp` and `log`; nothing else is
     required. ``lie.testing.check_group`` then runs the laws below on it.
+
+    Every verb takes float16, bfloat16, float32 and float64 and returns tensors of its own memory. Half precisions are
+    computed in float32 and rounded once, in groups of your own too; a result beyond the range of its dtype has entries
+    that are inf or NaN.
 
     Laws:
         - ``exp(log(g)) == g``; ``exp(0)`` is the identity; ``exp(-a) == inverse(exp(a))``
@@ -52,6 +74,14 @@ class LieGroup(ABC):
     """How many numbers name an orbit, where the group has a lift; 0 where the action is transitive."""
     isometric: bool = False
     """Whether the action on points preserves Euclidean distance."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make each verb that a group defines compute half precisions in float32 (`lie.groups.precision`)."""
+        super().__init_subclass__(**kwargs)
+        for name in _VERBS:
+            verb = cls.__dict__.get(name)
+            if inspect.isfunction(verb):
+                setattr(cls, name, computed_in_float32(verb))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -84,7 +114,12 @@ class LieGroup(ABC):
         self, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> Float[Tensor, "dim m m"]:
         """The basis of the algebra as matrices: the derivative of `exp` at 0 along each coordinate."""
-        return self._generators_float64.to(device=device, dtype=dtype or torch.get_default_dtype())
+        return self._generators_float64.to(device=device, dtype=floating_dtype(dtype), copy=True)
+
+    @property
+    def coordinate_names(self) -> tuple[str, ...]:
+        """The name of each coordinate of the algebra; ``a0``, ``a1``, ... for a group that defines none."""
+        return tuple(f"a{i}" for i in range(self.dim))
 
     def hat(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
         """The matrix of the algebra element ``a``."""
@@ -98,6 +133,7 @@ class LieGroup(ABC):
 
     def bracket(self, a: Float[Tensor, "*batch dim"], b: Float[Tensor, "*#batch dim"]) -> Float[Tensor, "*batch dim"]:
         """The Lie bracket ``vee(hat(a) hat(b) - hat(b) hat(a))``."""
+        self._check_algebras(a, b)
         return torch.einsum("...i,...j,ijk->...k", a, b, self._structure_float64.to(a))
 
     def adjoint(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim dim"]:
@@ -120,6 +156,7 @@ class LieGroup(ABC):
 
     def right_jacobian(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim dim"]:
         """J(-a), with ``exp(a + da) == exp(a) exp(J(-a) da)`` to first order."""
+        self._check_algebra(a)
         return self.left_jacobian(-a)
 
     def left_jacobian_inverse(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim dim"]:
@@ -131,6 +168,7 @@ class LieGroup(ABC):
 
     def right_jacobian_inverse(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim dim"]:
         """The inverse of `right_jacobian`: ``log(exp(a) exp(b)) == a + J(-a)^-1 b`` to first order in b."""
+        self._check_algebra(a)
         return self.left_jacobian_inverse(-a)
 
     def bch(
@@ -141,8 +179,7 @@ class LieGroup(ABC):
         Raises:
             ValueError: for another order.
         """
-        self._check_algebra(a)
-        self._check_algebra(b)
+        self._check_algebras(a, b)
         return baker_campbell_hausdorff(self.bracket, a, b, order)
 
     # The group
@@ -152,7 +189,7 @@ class LieGroup(ABC):
     ) -> Float[Tensor, "*shape m m"]:
         """The identity element, repeated to ``shape``; a tensor of its own, which may be written to."""
         m = self.matrix_dim
-        return torch.eye(m, dtype=dtype, device=device).expand(*_sizes(shape), m, m).clone()
+        return torch.eye(m, dtype=floating_dtype(dtype), device=device).expand(*sizes(shape), m, m).clone()
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The inverse element."""
@@ -166,25 +203,31 @@ class LieGroup(ABC):
         """
         self._check_element(g)
         allowed = torch.finfo(g.dtype).eps ** 0.5 if tolerance is None else tolerance
+        g = g.float() if g.dtype in HALF else g
         size = g.abs().flatten(-2).amax(-1).clamp(min=1.0)
         difference = (self.exp(self.log(g)) - g).abs().flatten(-2).amax(-1)
         return difference <= allowed * size  # false for NaN
 
     def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
-        """``g`` with the rounding errors of long products taken out, where the group knows how (rotations do).
+        """The element nearest to ``g``, in the Frobenius norm of the matrices, where the group knows how.
 
-        Here, where nothing is known of the group, g itself.
+        Rotations and similarities take any matrix that has a nearest one, by the polar decomposition. A matrix that has
+        none gives NaN: of determinant 0 or below (a reflection), or singular to the precision of its dtype.
+        Here, where nothing is known of the group, a copy of g.
         """
         self._check_element(g)
-        return g
+        return g.clone()
+
+    def _renormalised(self, g: Tensor) -> Tensor:
+        """``g``, an element but for the rounding of one step of an integrator, with that taken out at little cost."""
+        return self.normalise(g)
 
     def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
         """``log(v^-1 u)``: where ``u`` is as seen from ``v``. Unchanged when both are multiplied from the left.
 
         Without a compiler, what backward needs of each pair is computed again rather than kept.
         """
-        self._check_element(u)
-        self._check_element(v)
+        self._check_elements(u, v)
         return recomputed(self._relative, u, v)
 
     def _relative(self, u: Tensor, v: Tensor) -> Tensor:
@@ -199,6 +242,11 @@ class LieGroup(ABC):
         The closed forms of SO(3), SE(2) and SE(3) make no matrix of a pair. Compiled, a pair costs one kernel.
         """
         v = u if v is None else v
+        for elements in (u, v):
+            self._check_element(elements)
+            if elements.ndim < 3:
+                m = self.matrix_dim
+                raise ValueError(f"expected elements of shape (..., n, {m}, {m}), got {tuple(elements.shape)}")
         return self.relative(u.unsqueeze(-3), v.unsqueeze(-4))
 
     def interpolate(
@@ -212,16 +260,24 @@ class LieGroup(ABC):
         The geodesics are those of the Cartan-Schouten connection, translates of one-parameter subgroups: for
         rotations the shortest turn at constant speed, for rigid motions a screw.
         """
+        self._check_elements(u, v)
+        if u.dtype in HALF:
+            return self.interpolate(u.float(), v.float(), s).to(u.dtype)
         along = self.relative(v, u)
-        s = torch.as_tensor(s, dtype=along.dtype, device=along.device)
+        s = _parameter(s, along, "s")
         return u @ self.exp(s.unsqueeze(-1) * along)
 
     def geodesic(
         self, u: Float[Tensor, "*batch m m"], a: Float[Tensor, "*#batch dim"], t: Float[Tensor, "*#batch"] | float
     ) -> Float[Tensor, "*batch m m"]:
         """``u exp(t a)``: the geodesic that leaves ``u`` with body velocity ``a``."""
+        self._check_element(u)
         self._check_algebra(a)
-        t = torch.as_tensor(t, dtype=a.dtype, device=a.device)
+        check_alike(u, a, "elements and algebra coordinates")
+        check_batches(u.shape[:-2], a.shape[:-1], "elements and algebra coordinates")
+        if u.dtype in HALF:
+            return self.geodesic(u.float(), a.float(), t).to(u.dtype)
+        t = _parameter(t, a, "t")
         return u @ self.exp(t.unsqueeze(-1) * a)
 
     def mean(
@@ -244,6 +300,8 @@ class LieGroup(ABC):
         Law: ``mean(h @ g) == h @ mean(g)``. Source: `lie.groups.mean`.
         """
         self._check_element(g)
+        if g.dtype in HALF:
+            return karcher_mean(self, g.float(), weights, max_iterations).to(g.dtype)
         return karcher_mean(self, g, weights, max_iterations)
 
     def distance(
@@ -262,6 +320,9 @@ class LieGroup(ABC):
         """
         if (orbit_u is None) != (orbit_v is None):
             raise ValueError("expected the orbit ids of both elements or of none, got those of one")
+        self._check_elements(u, v)
+        if orbit_u is not None and orbit_v is not None:
+            _check_orbits(orbit_u, orbit_v, u)
         along = _safe_norm(self.relative(u, v))
         if orbit_u is None or orbit_v is None:
             return along
@@ -282,13 +343,15 @@ class LieGroup(ABC):
             dtype, device: of the elements.
 
         Raises:
-            TypeError: for a generator that is none, or sizes that are no integers.
+            TypeError: for a generator that is none, sizes that are no integers, or a dtype that is not floating-point.
+            ValueError: for negative sizes.
         """
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise TypeError(
-                f"expected a torch.Generator, got {generator!r}; for a seed use torch.Generator().manual_seed(0)"
-            )
-        return self._sample(*_sizes(shape), generator=generator, dtype=dtype, device=device)
+        check_generator(generator)
+        dtype = floating_dtype(dtype)
+        if dtype in HALF:  # the uniform numbers of a half precision are too coarse for an angle
+            drawn = self._sample(*sizes(shape), generator=generator, dtype=torch.float32, device=device)
+            return drawn.to(dtype)
+        return self._sample(*sizes(shape), generator=generator, dtype=dtype, device=device)
 
     def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """What `sample` draws: here ``exp`` of standard normal coordinates."""
@@ -305,11 +368,9 @@ class LieGroup(ABC):
         """
         self._check_element(g)
         self._check_acted(x)
-        if g.dtype != x.dtype:
-            raise TypeError(
-                f"expected elements and points of one dtype, got {g.dtype} and {x.dtype}; use x.to(g.dtype)"
-            )
-        _check_batches(g.shape[:-2], x.shape[:-1])
+        check_alike(g, x, "elements and points")
+        several = "for several points an element use g.unsqueeze(-3)"
+        check_batches(g.shape[:-2], x.shape[:-1], "elements and points", several)
         d = x.shape[-1]
         if d == self.matrix_dim:
             return (g @ x.unsqueeze(-1)).squeeze(-1)
@@ -318,8 +379,11 @@ class LieGroup(ABC):
     def vector_field(self, a: Float[Tensor, "*batch dim"], x: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch d"]:
         """The fundamental vector field of ``a`` at ``x``: the derivative of ``act(exp(t a), x)`` at t = 0."""
         self._check_algebra(a)
+        check_tensor(x, "points")
+        check_alike(a, x, "algebra coordinates and points")
         if type(self).act is LieGroup.act:
             self._check_acted(x)
+            check_batches(a.shape[:-1], x.shape[:-1], "algebra coordinates and points")
             d, A = x.shape[-1], self.hat(a)  # noqa: N806
             velocity = (A[..., :d, :d] @ x.unsqueeze(-1)).squeeze(-1)
             return velocity if d == self.matrix_dim else velocity + A[..., :d, d]
@@ -327,7 +391,8 @@ class LieGroup(ABC):
 
     def _check_acted(self, x: Tensor) -> None:
         """Raise unless the matrices act on points of this many coordinates."""
-        _check_tensor(x, "points")
+        check_tensor(x, "points")
+        check_floating(x, "points")
         m, d = self.matrix_dim, x.shape[-1] if x.ndim else 0
         allowed = (m - 1, m) if self.point_dim is None else tuple(sorted({self.point_dim, m}))
         if d not in allowed:
@@ -362,17 +427,21 @@ class LieGroup(ABC):
 
         Source: Finzi et al. 2020 (LieConv), section on lifting from X to G x X/G.
         """
-        if not x.is_floating_point():
-            raise TypeError(f"expected floating-point points, got {x.dtype}; use x.to(torch.float32)")
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
+        check_tensor(x, "points")
+        check_floating(x, "points")
+        check_num_samples(num_samples, generator)
+        if x.ndim == 0 or (self.point_dim is not None and x.shape[-1] != self.point_dim):
+            d = "d" if self.point_dim is None else self.point_dim
+            raise ValueError(f"expected points of shape (..., {d}) for {type(self).__name__}, got {tuple(x.shape)}")
         d, m = x.shape[-1], self.matrix_dim
         points = x.reshape(-1, d)
         own = type(self).orbit_origin is not LieGroup.orbit_origin
-        origin = self.orbit_origin(x.detach().new_zeros(0)) if own else self._numeric_origin(x.detach(), d)
+        # Made anew: a tensor made from x would belong to a vmap of x.
+        none = torch.zeros(0, dtype=x.dtype, device=x.device)
+        origin = self.orbit_origin(none) if own else self._numeric_origin(none, d)
         u = numeric_lift(self, points, origin).view(*x.shape[:-1], m, m)
         if num_samples is not None:
-            u = u.unsqueeze(-3).expand(*x.shape[:-1], num_samples, m, m)
+            u = u.unsqueeze(-3).repeat(*[1] * (x.ndim - 1), num_samples, 1, 1)
         return u, with_samples(x, num_samples)[..., :0]
 
     @property
@@ -386,12 +455,13 @@ class LieGroup(ABC):
         For a group without a lift of its own, with points of `point_dim` (else `matrix_dim`) coordinates: 0 where
         the group moves it in every direction, else the first unit vector.
         """
+        self._check_orbit(orbit)
         d = self.point_dim or self.matrix_dim
         return orbit.new_zeros(*orbit.shape[:-1], d) + self._numeric_origin(orbit, d)
 
     def _numeric_origin(self, like: Tensor, d: int) -> Tensor:
         basis = torch.eye(self.dim, dtype=like.dtype, device=like.device)
-        zero = like.new_zeros(d)
+        zero = torch.zeros(d, dtype=like.dtype, device=like.device)
         fields = self.vector_field(basis, zero)  # (dim, d)
         if self.dim and int(torch.linalg.matrix_rank(fields)) == d:
             return zero
@@ -400,35 +470,58 @@ class LieGroup(ABC):
     # Checks where users enter
 
     def _check_algebra(self, a: Tensor) -> None:
-        _check_tensor(a, "algebra coordinates")
+        check_tensor(a, "algebra coordinates")
         if a.shape[-1:] != (self.dim,):
             raise ValueError(
                 f"expected algebra coordinates of shape (..., {self.dim}) for {type(self).__name__}, "
                 f"got {tuple(a.shape)}"
             )
-        if not a.is_floating_point():
-            raise TypeError(f"expected floating-point algebra coordinates, got {a.dtype}; use a.to(torch.float32)")
+        if a.dtype not in FLOATING:
+            check_floating(a, "algebra coordinates")
+
+    def _check_algebras(self, a: Tensor, b: Tensor) -> None:
+        self._check_algebra(a)
+        self._check_algebra(b)
+        check_alike(a, b, "algebra coordinates")
+        check_batches(a.shape[:-1], b.shape[:-1], "algebra coordinates")
 
     def _check_element(self, g: Tensor) -> None:
-        _check_tensor(g, "elements")
+        check_tensor(g, "elements")
         m = self.matrix_dim
         if g.shape[-2:] != (m, m):
             raise ValueError(
                 f"expected elements of shape (..., {m}, {m}) for {type(self).__name__}, got {tuple(g.shape)}"
             )
-        if not g.is_floating_point():
-            raise TypeError(f"expected floating-point elements, got {g.dtype}; use g.to(torch.float32)")
+        if g.dtype not in FLOATING:
+            check_floating(g, "elements")
 
-    def _check_points(self, x: Tensor, num_samples: int | None) -> None:
-        _check_tensor(x, "points")
+    def _check_elements(self, u: Tensor, v: Tensor) -> None:
+        self._check_element(u)
+        self._check_element(v)
+        check_alike(u, v, "elements")
+        check_batches(u.shape[:-2], v.shape[:-2], "elements")
+
+    def _check_points(self, x: Tensor, num_samples: int | None, generator: torch.Generator | None = None) -> None:
+        check_tensor(x, "points")
         if x.shape[-1:] != (self.point_dim,):
             raise ValueError(
                 f"expected points of shape (..., {self.point_dim}) for {type(self).__name__}, got {tuple(x.shape)}"
             )
-        if not x.is_floating_point():
-            raise TypeError(f"expected floating-point points, got {x.dtype}; use x.to(torch.float32)")
-        if num_samples is not None and num_samples < 1:
-            raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
+        check_floating(x, "points")
+        check_num_samples(num_samples, generator)
+
+    def _check_orbit(self, orbit: Tensor) -> None:
+        check_tensor(orbit, "orbit ids")
+        check_floating(orbit, "orbit ids")
+        if self.orbit_dim is not None and orbit.shape[-1:] != (self.orbit_dim,):
+            raise ValueError(
+                f"expected orbit ids of shape (..., {self.orbit_dim}) for {type(self).__name__}, "
+                f"got {tuple(orbit.shape)}; they are the second result of lift"
+            )
+
+
+for _name in _VERBS:
+    setattr(LieGroup, _name, computed_in_float32(LieGroup.__dict__[_name]))
 
 
 def _constants(group: LieGroup) -> tuple[Tensor, Tensor, Tensor]:
@@ -462,15 +555,6 @@ def _new_constants(group: LieGroup) -> tuple[Tensor, Tensor, Tensor]:
 _constants._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def _sizes(shape: tuple[Any, ...]) -> tuple[int, ...]:
-    """The sizes of a batch, given one by one or as one tuple."""
-    if len(shape) == 1 and isinstance(shape[0], tuple | list | torch.Size):
-        shape = tuple(shape[0])
-    if not all(isinstance(size, int | torch.SymInt) for size in shape):
-        raise TypeError(f"expected integer sizes, as sample(3, 2), got {shape}")
-    return shape
-
-
 def check_is_group(group: Any, name: str = "group") -> None:
     """Raise for what is no group: a class instead of an instance, a name, or a group that lacks its dimensions."""
     if isinstance(group, type) and issubclass(group, LieGroup):
@@ -484,7 +568,7 @@ def check_is_group(group: Any, name: str = "group") -> None:
 
 
 def with_samples(x: Tensor, num_samples: int | None) -> Tensor:
-    """``x`` of shape (..., d) repeated to (..., num_samples, d), or as it is for None."""
+    """``x`` of shape (..., d) repeated to (..., num_samples, d), or as it is for None: a view."""
     return x if num_samples is None else x.unsqueeze(-2).expand(*x.shape[:-1], num_samples, x.shape[-1])
 
 
@@ -498,28 +582,26 @@ def affine_matrix(linear: Float[Tensor, "*batch d d"], t: Float[Tensor, "*batch 
     return torch.cat([top, bottom], dim=-2)
 
 
-def orthonormalised(R: Float[Tensor, "*batch d d"]) -> Float[Tensor, "*batch d d"]:  # noqa: N803
-    """One Newton step towards the nearest rotation, ``R (3 - R^T R) / 2``: the square of the error remains.
+def _parameter(s: Tensor | float, like: Tensor, name: str) -> Tensor:
+    """A curve parameter as a tensor like ``like`` (..., dim), with whose batch it must broadcast."""
+    if isinstance(s, complex) or (isinstance(s, Tensor) and s.is_complex()):
+        raise TypeError(f"expected a real {name}, got {s.dtype if isinstance(s, Tensor) else s!r}")
+    s = torch.as_tensor(s, dtype=like.dtype, device=like.device)
+    check_batches(like.shape[:-1], s.shape, f"a batch and {name}")
+    return s
 
-    Source: Higham 2008, Functions of Matrices, section 8.3 (Newton-Schulz iteration of the polar decomposition).
-    """
-    eye = torch.eye(R.shape[-1], dtype=R.dtype, device=R.device)
-    return R + 0.5 * (R @ (eye - R.mT @ R))
 
-
-def _check_batches(elements: torch.Size, points: torch.Size) -> None:
-    try:
-        torch.broadcast_shapes(elements, points)
-    except RuntimeError:
+def _check_orbits(orbit_u: Tensor, orbit_v: Tensor, elements: Tensor) -> None:
+    for orbit in (orbit_u, orbit_v):
+        check_tensor(orbit, "orbit ids")
+        check_alike(elements, orbit, "elements and orbit ids")
+    check_alike(orbit_u, orbit_v, "orbit ids")
+    if orbit_u.ndim == 0 or orbit_v.ndim == 0 or orbit_u.shape[-1] != orbit_v.shape[-1]:
         raise ValueError(
-            f"expected elements and points whose batches broadcast, got {tuple(elements)} and {tuple(points)}; for "
-            "several points an element use g.unsqueeze(-3)"
-        ) from None
-
-
-def _check_tensor(x: Any, name: str) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"expected {name} as a tensor, got {type(x).__name__}; use torch.as_tensor")
+            f"expected orbit ids of one length along the last axis, got {tuple(orbit_u.shape)} and "
+            f"{tuple(orbit_v.shape)}"
+        )
+    check_batches(orbit_u.shape[:-1], orbit_v.shape[:-1], "orbit ids")
 
 
 def _safe_norm(a: Tensor) -> Tensor:

@@ -43,16 +43,22 @@ class Heisenberg(LieGroup):
         x, y, corner = g[..., 0, 1:2], g[..., 1, 2:], g[..., 0, 2:]
         return _matrix(-x, -y, x * y - corner)
 
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The three entries above the diagonal of ``g``, with ones and zeros elsewhere."""
+        self._check_element(g)
+        return _matrix(g[..., 0, 1:2], g[..., 1, 2:], g[..., 0, 2:])
+
     def lift(
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """The translation that takes the origin to ``x``; the orbit id is empty (one orbit)."""
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         x = with_samples(x, num_samples)
         return _matrix(torch.zeros_like(x[..., :1]), x[..., 1:], x[..., :1]), x[..., :0]
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The origin of the plane."""
+        self._check_orbit(orbit)
         return orbit.new_zeros(*orbit.shape[:-1], 2)
 
 

@@ -5,12 +5,13 @@ directions in which y can move, a d x dim matrix F(y); the step is ``u <- exp(F(
 pseudo-inverse (Nocedal and Wright 2006, section 10.3), halved until it comes closer. Where a start does not reach
 its point, the next of some random elements is tried.
 
-The last step is taken once more with derivatives, so that the lift can be differentiated with respect to x.
+The last step is taken once more with derivatives, so that the lift can be differentiated with respect to x. The search
+itself has none and decides by values: a `torch.func.vmap` hands it all points at once (`_Search.vmap`).
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,43 @@ def numeric_lift(group: LieGroup, x: Tensor, origin: Tensor) -> Tensor:
     Raises:
         ValueError: if a point is not reached: the action is then not transitive on these points.
     """
-    target = x.detach()
+    best = _Search.apply(x.detach(), group, origin)
+    y = group.act(best, origin)
+    return group.exp(_step(group, y, x - y)) @ best
+
+
+class _Search(torch.autograd.Function):
+    """The elements that `_search` finds: constants for every derivative."""
+
+    @staticmethod
+    def forward(x: Tensor, group: LieGroup, origin: Tensor) -> Tensor:  # type: ignore[override]
+        return _search(group, x, origin)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, None]:
+        return None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:  # type: ignore[override]
+        return None
+
+    @staticmethod
+    def vmap(  # type: ignore[override]
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, group: LieGroup, origin: Tensor
+    ) -> tuple[Tensor, int]:
+        if in_dims[2] is not None:
+            raise ValueError("expected one origin for all points of a vmap; see LieGroup.orbit_origin")
+        rows = x.movedim(in_dims[0] or 0, 0)  # (B, N, d)
+        u = _Search.apply(rows.flatten(0, 1), group, origin)
+        return u.unflatten(0, rows.shape[:2]), 0
+
+
+def _search(group: LieGroup, target: Tensor, origin: Tensor) -> Tensor:
+    x = target
     scale = target.abs().amax(-1, keepdim=True).clamp(min=float(origin.abs().max()))  # (N, 1)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     # A dozen rounded operations; a caller's act may use more.
@@ -59,8 +96,7 @@ def numeric_lift(group: LieGroup, x: Tensor, origin: Tensor) -> Tensor:
             f"reached from {origin.tolist()}, first {target[first].tolist()} (distance {float(distance[first]):.3g}); "
             "define `lift` and `orbit_origin` with an orbit id, or leave these points out"
         )
-    y = group.act(best, origin)
-    return group.exp(_step(group, y, x - y)) @ best
+    return best
 
 
 def _distance(group: LieGroup, u: Tensor, origin: Tensor, target: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, check_is_group
+from lie.groups.checks import check_alike, check_batches, check_tensor
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class Product(LieGroup):
         first, second = self._blocks(g)
         return _block_diagonal(self.G.normalise(first), self.H.normalise(second))
 
+    def _renormalised(self, g: Tensor) -> Tensor:
+        first, second = self._blocks(g)
+        return _block_diagonal(self.G._renormalised(first), self.H._renormalised(second))
+
     def _relative(self, u: Tensor, v: Tensor) -> Tensor:
         """The relative elements of the two blocks."""
         (ug, uh), (vg, vh) = self._blocks(u), self._blocks(v)
@@ -86,12 +91,17 @@ class Product(LieGroup):
     def act(self, g: Float[Tensor, "*batch m m"], x: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch d"]:
         """Each block on its part of the point."""
         first, second = self._blocks(g)
+        check_tensor(x, "points")
+        check_alike(g, x, "elements and points")
+        check_batches(g.shape[:-2], x.shape[:-1], "elements and points")
         x, y = self._parts(x)
         return torch.cat([self.G.act(first, x), self.H.act(second, y)], dim=-1)
 
     def vector_field(self, a: Float[Tensor, "*batch dim"], x: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*batch d"]:
         """The fundamental fields of the two parts."""
         self._check_algebra(a)
+        check_tensor(x, "points")
+        check_alike(a, x, "algebra coordinates and points")
         x, y = self._parts(x)
         first = self.G.vector_field(a[..., : self.G.dim], x)
         return torch.cat([first, self.H.vector_field(a[..., self.G.dim :], y)], dim=-1)
@@ -107,7 +117,7 @@ class Product(LieGroup):
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """The lifts of the two parts; orbit ids side by side."""
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         d = _point_dim(self.G)
         u, q = self.G.lift(x[..., :d], num_samples, generator)
         v, r = self.H.lift(x[..., d:], num_samples, generator)
@@ -120,10 +130,12 @@ class Product(LieGroup):
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The origins of the two parts."""
+        self._check_orbit(orbit)
         size = self.G.orbit_dim or 0  # a factor with the numeric lift has one orbit
         return torch.cat([self.G.orbit_origin(orbit[..., :size]), self.H.orbit_origin(orbit[..., size:])], dim=-1)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_tensor(x, "points")
         if x.shape[-1:] != (self.point_dim,):
             raise ValueError(f"expected points of shape (..., {self.point_dim}) for {self!r}, got {tuple(x.shape)}")
         d = _point_dim(self.G)

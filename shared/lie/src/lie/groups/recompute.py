@@ -43,5 +43,8 @@ class _Recomputed(torch.autograd.Function):
             u, v = (x.view_as(x) if wanted else x.detach().requires_grad_(x.requires_grad) for x in ctx.saved_tensors)
             value = ctx.f(u, v)
         inputs = [x for x in (u, v) if x.requires_grad]
-        found = iter(torch.autograd.grad(value, inputs, gradients[0], create_graph=wanted))
+        if not value.requires_grad:
+            return None, None, None  # a function constant in both, as of the group with one element
+        slopes = torch.autograd.grad(value, inputs, gradients[0], create_graph=wanted, allow_unused=True)
+        found = iter(slopes)
         return (None, *(next(found) if x.requires_grad else None for x in (u, v)))

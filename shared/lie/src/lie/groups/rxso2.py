@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, with_samples
+from lie.groups.nearest import nearest_similarity
 from lie.groups.so2 import rotation_matrix
 
 
@@ -41,6 +42,11 @@ class RxSO2(LieGroup):
         self._check_element(g)
         return g.mT / g[..., :1, :].square().sum(-1, keepdim=True)
 
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The rotation with dilation nearest to ``g``; NaN for a reflection or a singular matrix."""
+        self._check_element(g)
+        return nearest_similarity(g)
+
     def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform rotations with log-normal dilations (the group is not compact)."""
         theta = (2.0 * torch.rand(*shape, 1, **options) - 1.0) * math.pi
@@ -51,7 +57,7 @@ class RxSO2(LieGroup):
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """The one element that takes (1, 0) to ``x``; orbit id 1. The origin is an orbit by itself, id 0."""
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         x = with_samples(x, num_samples)
         moved = (x != 0).any(-1, keepdim=True)
         one = torch.ones_like(x[..., :1])
@@ -61,4 +67,5 @@ class RxSO2(LieGroup):
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """(1, 0), or the origin for id 0."""
+        self._check_orbit(orbit)
         return torch.cat([orbit, torch.zeros_like(orbit)], dim=-1)

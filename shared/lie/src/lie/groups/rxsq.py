@@ -38,6 +38,12 @@ class RxSQ(LieGroup):
         self._check_element(g)
         return torch.diag_embed(g.diagonal(dim1=-2, dim2=-1).reciprocal())
 
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The positive diagonal of ``g``; NaN where an entry of it is not positive."""
+        self._check_element(g)
+        scales = g.diagonal(dim1=-2, dim2=-1)
+        return torch.diag_embed(torch.where(scales > 0, scales, torch.full_like(scales, torch.nan)))
+
     def lift(
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -45,10 +51,11 @@ class RxSQ(LieGroup):
 
         A coordinate 0 stays 0 under every scale: its id is 0, its scale 1.
         """
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         x = with_samples(x, num_samples)
         return torch.diag_embed(torch.where(x == 0, torch.ones_like(x), x.abs())), x.sign()
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The corner (+-1, +-1) of the quadrant."""
-        return orbit
+        self._check_orbit(orbit)
+        return orbit.clone()

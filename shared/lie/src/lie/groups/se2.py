@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.groups.base import LieGroup, affine_matrix, orthonormalised, with_samples
+from lie.groups.base import LieGroup, affine_matrix, with_samples
 from lie.groups.functions import half_angle, half_cot_remainder
+from lie.groups.nearest import nearest_rotation, one_newton_step
 from lie.groups.so2 import SO2, rotation_matrix
 
 
@@ -68,9 +69,12 @@ class SE2(LieGroup):
         return affine_matrix(transposed, -(transposed @ g[..., :2, 2:]).squeeze(-1))
 
     def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
-        """The rotation nearest to ``g``, for a g that is one but for rounding."""
+        """The motion with the rotation nearest to that of ``g``; NaN for a reflection or a singular matrix."""
         self._check_element(g)
-        return affine_matrix(orthonormalised(g[..., :2, :2]), g[..., :2, 2])
+        return affine_matrix(nearest_rotation(g[..., :2, :2]), g[..., :2, 2])
+
+    def _renormalised(self, g: Tensor) -> Tensor:
+        return affine_matrix(one_newton_step(g[..., :2, :2]), g[..., :2, 2])
 
     def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform rotations with standard normal translations (the group is not compact)."""
@@ -81,11 +85,12 @@ class SE2(LieGroup):
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Motions that take the origin to ``x``, with uniform angles; the orbit id is empty (one orbit)."""
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         x = with_samples(x, num_samples)
         rotation = SO2().sample(*x.shape[:-1], generator=generator, dtype=x.dtype, device=x.device)
         return affine_matrix(rotation, x), x[..., :0]
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The origin of the plane."""
+        self._check_orbit(orbit)
         return orbit.new_zeros(*orbit.shape[:-1], 2)

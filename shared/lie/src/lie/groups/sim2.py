@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lie.groups.base import LieGroup, affine_matrix, with_samples
 from lie.groups.functions import scaled_exponential_functions
+from lie.groups.nearest import nearest_similarity
 from lie.groups.rxso2 import RxSO2
 from lie.groups.so2 import SO2
 
@@ -55,6 +56,11 @@ class Sim2(LieGroup):
         linear = RxSO2().inverse(g[..., :2, :2])
         return affine_matrix(linear, -(linear @ g[..., :2, 2:]).squeeze(-1))
 
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The similarity with the linear part nearest to that of ``g``; NaN for a reflection or a singular matrix."""
+        self._check_element(g)
+        return affine_matrix(nearest_similarity(g[..., :2, :2]), g[..., :2, 2])
+
     def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform rotations, log-normal dilations and normal translations (the group is not compact)."""
         linear = RxSO2().sample(*shape, **options)
@@ -64,13 +70,14 @@ class Sim2(LieGroup):
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Rigid motions that take the origin to ``x``, with uniform angles; the orbit id is empty (one orbit)."""
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         x = with_samples(x, num_samples)
         rotation = SO2().sample(*x.shape[:-1], generator=generator, dtype=x.dtype, device=x.device)
         return affine_matrix(rotation, x), x[..., :0]
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The origin of the plane."""
+        self._check_orbit(orbit)
         return orbit.new_zeros(*orbit.shape[:-1], 2)
 
 

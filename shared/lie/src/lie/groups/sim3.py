@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lie.groups.base import LieGroup, affine_matrix, with_samples
 from lie.groups.functions import components, half_angle, scaled_exponential_functions, scaled_logarithm_functions
+from lie.groups.nearest import nearest_similarity, one_newton_step
 from lie.groups.so3 import cross, quaternion, rotation_entries, uniform_rotations, vector_from_quaternion
 
 
@@ -66,6 +67,15 @@ class Sim3(LieGroup):
         inverse = linear.mT / _squared_dilation(linear).unsqueeze(-1)
         return affine_matrix(inverse, -(inverse @ g[..., :3, 3:]).squeeze(-1))
 
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The similarity with the linear part nearest to that of ``g``; NaN for a reflection or a singular matrix."""
+        self._check_element(g)
+        return affine_matrix(nearest_similarity(g[..., :3, :3]), g[..., :3, 3])
+
+    def _renormalised(self, g: Tensor) -> Tensor:
+        size = _squared_dilation(g[..., :3, :3]).sqrt().unsqueeze(-1)
+        return affine_matrix(size * one_newton_step(g[..., :3, :3] / size), g[..., :3, 3])
+
     def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform rotations, log-normal dilations and normal translations (the group is not compact)."""
         rotation = uniform_rotations(*shape, **options)
@@ -76,13 +86,14 @@ class Sim3(LieGroup):
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Rigid motions that take the origin to ``x``, with Haar rotations; the orbit id is empty (one orbit)."""
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         x = with_samples(x, num_samples)
         rotation = uniform_rotations(*x.shape[:-1], generator=generator, dtype=x.dtype, device=x.device)
         return affine_matrix(rotation, x), x[..., :0]
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The origin of space."""
+        self._check_orbit(orbit)
         return orbit.new_zeros(*orbit.shape[:-1], 3)
 
 

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.groups.base import LieGroup, orthonormalised, with_samples
+from lie.groups.base import LieGroup, with_samples
+from lie.groups.nearest import nearest_rotation, one_newton_step
 
 
 def rotation_matrix(cos: Float[Tensor, "*batch 1"], sin: Float[Tensor, "*batch 1"]) -> Float[Tensor, "*batch 2 2"]:
@@ -42,12 +43,15 @@ class SO2(LieGroup):
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The transpose."""
         self._check_element(g)
-        return g.mT
+        return g.mT.clone()
 
     def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
-        """The rotation nearest to ``g``, for a g that is one but for rounding."""
+        """The rotation nearest to ``g``; NaN for a reflection or a singular matrix."""
         self._check_element(g)
-        return orthonormalised(g)
+        return nearest_rotation(g)
+
+    def _renormalised(self, g: Tensor) -> Tensor:
+        return one_newton_step(g)
 
     def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform (Haar) rotations."""
@@ -58,13 +62,14 @@ class SO2(LieGroup):
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """The rotation that takes the positive x axis to ``x`` (the identity at the origin), and the radius."""
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         x = with_samples(x, num_samples)
         direction, radius = direction_and_norm(x)
         return rotation_matrix(direction[..., :1], direction[..., 1:]), radius
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The point of the circle on the positive x axis."""
+        self._check_orbit(orbit)
         return torch.cat([orbit, torch.zeros_like(orbit)], dim=-1)
 
 

@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.groups.base import LieGroup, orthonormalised, with_samples
+from lie.groups.base import LieGroup, with_samples
 from lie.groups.functions import chooser, components, half_angle, rotation_angle_factor, select
+from lie.groups.nearest import nearest_rotation, one_newton_step
 from lie.groups.so2 import direction_and_norm
 
 
@@ -153,12 +154,15 @@ class SO3(LieGroup):
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The transpose."""
         self._check_element(g)
-        return g.mT
+        return g.mT.clone()
 
     def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
-        """The rotation nearest to ``g``, for a g that is one but for rounding."""
+        """The rotation nearest to ``g``; NaN for a reflection or a singular matrix."""
         self._check_element(g)
-        return orthonormalised(g)
+        return nearest_rotation(g)
+
+    def _renormalised(self, g: Tensor) -> Tensor:
+        return one_newton_step(g)
 
     def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
         """Uniform (Haar) rotations."""
@@ -171,7 +175,7 @@ class SO3(LieGroup):
 
         The turn about the axis is uniform in angle (Haar on the stabiliser SO(2)), not a Haar SO(3) angle.
         """
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         x = with_samples(x, num_samples)
         n, radius = direction_and_norm(x)
         # The shortest turn from the nearer of +x and -x to n, after a half turn about z in the second case.
@@ -188,4 +192,5 @@ class SO3(LieGroup):
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The point of the sphere on the positive x axis."""
+        self._check_orbit(orbit)
         return torch.cat([orbit, torch.zeros_like(orbit), torch.zeros_like(orbit)], dim=-1)

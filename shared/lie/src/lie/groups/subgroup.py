@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lie.groups.affine_lift import affine_lift, orbit_basis
 from lie.groups.base import LieGroup, affine_matrix, check_is_group
+from lie.groups.checks import indices
 from lie.groups.structure import AffineStructure, affine_structure
 
 
@@ -30,7 +31,7 @@ class Subgroup(LieGroup):
 
     def __post_init__(self) -> None:
         check_is_group(self.G, "G")
-        axes = tuple(int(axis) for axis in self.axes)
+        axes = indices(self.axes, "axes")
         if not axes or len(set(axes)) < len(axes) or not all(0 <= axis < self.G.dim for axis in axes):
             raise ValueError(
                 f"expected distinct coordinates between 0 and {self.G.dim - 1} of {self.G!r}, got {self.axes}"
@@ -83,6 +84,9 @@ class Subgroup(LieGroup):
         """As in G."""
         return self.G.normalise(g)
 
+    def _renormalised(self, g: Tensor) -> Tensor:
+        return self.G._renormalised(g)
+
     def _relative(self, u: Tensor, v: Tensor) -> Tensor:
         """The coordinates of the relative element of G."""
         return _pick(self.G.relative(u, v), self.axes)
@@ -124,7 +128,7 @@ class Subgroup(LieGroup):
         structure = self._parts()
         if structure is None:
             return super().lift(x, num_samples, generator)
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         linear, t, orbit = affine_lift(structure, x, num_samples, generator)
         return (affine_matrix(linear, t) if self.matrix_dim > structure.d else linear), orbit
 
@@ -136,6 +140,7 @@ class Subgroup(LieGroup):
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The representative of the orbit, along the directions of `lie.groups.affine_lift.orbit_basis`."""
         structure = self._parts()
+        self._check_orbit(orbit)
         return super().orbit_origin(orbit) if structure is None else orbit @ orbit_basis(structure, orbit)
 
     def _parts(self) -> AffineStructure | None:

@@ -50,24 +50,30 @@ class T(LieGroup):
     def log(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch dim"]:
         """The translation vector."""
         self._check_element(g)
-        return g[..., :-1, -1]
+        return g[..., :-1, -1].clone()
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The opposite translation."""
         return self.exp(-self.log(g))
 
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The translation by the last column of ``g``."""
+        return self.exp(self.log(g))
+
     def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
         """The difference of the translations."""
+        self._check_elements(u, v)
         return self.log(u) - self.log(v)
 
     def lift(
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """The one translation that takes the origin to ``x``; the orbit id is empty (one orbit)."""
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         x = with_samples(x, num_samples)
         return self.exp(x), x[..., :0]
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The origin of R^n."""
+        self._check_orbit(orbit)
         return orbit.new_zeros(*orbit.shape[:-1], self.n)

@@ -54,17 +54,24 @@ class Trivial(LieGroup):
 
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The identity."""
+        return self.normalise(g)
+
+    def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
+        """The identity."""
         self._check_element(g)
-        return g
+        return self.identity(*g.shape[:-2], dtype=g.dtype, device=g.device)
 
     def lift(
         self, x: Float[Tensor, "*batch d"], num_samples: int | None = None, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """The identity, and the point itself as its orbit id."""
-        self._check_points(x, num_samples)
+        self._check_points(x, num_samples, generator)
         x = with_samples(x, num_samples)
-        return self.identity(*x.shape[:-1], dtype=x.dtype, device=x.device), x
+        return self.identity(*x.shape[:-1], dtype=x.dtype, device=x.device), x.clone(
+            memory_format=torch.contiguous_format
+        )
 
     def orbit_origin(self, orbit: Float[Tensor, "*batch q"]) -> Float[Tensor, "*batch d"]:
         """The point that names the orbit."""
-        return orbit
+        self._check_orbit(orbit)
+        return orbit.clone()

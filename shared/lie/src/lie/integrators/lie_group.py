@@ -74,7 +74,7 @@ def rkmk4(
             k2 = pulled(t + 0.5 * h, 0.5 * h * k1, g)
             k3 = pulled(t + 0.5 * h, 0.5 * h * k2, g)
             k4 = pulled(t + h, h * k3, g)
-            return (group.normalise(_move(group, h / 6.0 * (k1 + 2.0 * (k2 + k3) + k4), g, side)),)
+            return (group._renormalised(_move(group, h / 6.0 * (k1 + 2.0 * (k2 + k3) + k4), g, side)),)
 
         return step
 
@@ -108,7 +108,7 @@ def crouch_grossman(
             K: list[Tensor] = []  # noqa: N806
             for node, weights in zip(_CG_NODES, _CG_STAGES, strict=True):
                 K.append(field(t + node * h, product(h, weights, K, g)))
-            return (group.normalise(product(h, _CG_WEIGHTS, K, g)),)
+            return (group._renormalised(product(h, _CG_WEIGHTS, K, g)),)
 
         return step
 
