@@ -12,7 +12,8 @@ description = world.build("toy")
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -25,21 +26,24 @@ from chnn.mechanics.bodies import (
     check_inertia,
     combined,
     inertia_factors,
-    inverse_mass_matrix,
     mass_matrix,
     number,
     refuse_learnt,
 )
-from chnn.mechanics.constraints import Constraints, Surface
+from chnn.mechanics.constraints import Constraints, Metric, Surface
 from chnn.mechanics.description import Description, Drawing
+from chnn.mechanics.elimination import axes_of, eliminate_joints, joint_metric
 from chnn.mechanics.forces import Damping, Dipoles, Force, Gravity, Potential, Springs
-from chnn.mechanics.redundancy import WITHIN, find_states, independent_joints, independent_rows
+from chnn.mechanics.redundancy import WITHIN, Scaled, find_states, independent_rows
 from chnn.mechanics.rotation_forces import RotationalDamping, TorsionSprings
 
 GRAVITY = 9.81
 """Acceleration of gravity along the negative last axis, m/s^2."""
 
 _MARK = 2**30  # ends of drawn lines that are no points, until the number of points is known
+
+_FIXED = 1e-9  # inverse mass of an axis, as a root, over the largest of its body, below which joints hold it
+_MIXED = 1e-2  # the same, below which the axes of a body are exchanged: the Gram matrix loses the square of it
 
 Vector = Sequence[float] | np.ndarray | Tensor
 Rows = Sequence[Sequence[float]] | np.ndarray | Tensor
@@ -437,7 +441,8 @@ class Assembly:
         joint_A = np.array([combined(dict(place.weights), n) for _, place, _ in self._joints]).reshape(-1, n)  # noqa: N806
         joint_b = np.array([b for _, _, b in self._joints]).reshape(-1, d)
         joint_names = [label for label, _, _ in self._joints]
-        kept = independent_joints(joint_A, joint_b, joint_names)
+        kept, free = eliminate_joints(joint_A, joint_b, joint_names, self._bodies)
+        basis = torch.from_numpy(free)
         redundant = [label for row, label in enumerate(joint_names) if row not in kept]
         surfaces: dict[int, tuple[Surface, list[int]]] = {}
         for row, (_, _, _, _, _, f) in enumerate(self._scalar):
@@ -456,16 +461,17 @@ class Assembly:
             names=(*(label for label, *_ in self._scalar), *(joint_names[row] for row in kept)),
         )
         reference = torch.from_numpy(np.concatenate(self._start))
-        inverse = inverse_mass_matrix(E, inertia)
+        constraints = _principal_lengths(constraints, self._bodies, joint_metric(constraints, basis, E, inertia))
         if check and constraints.num_constraints:
-            states = find_states(constraints, inverse, reference) if states is None else states
+            scaled = Scaled.of(constraints, self._bodies, free, reference)
+            states = find_states(scaled, reference) if states is None else states
             reference = states[0]
-            rows = independent_rows(constraints, inverse, states)
+            rows = independent_rows(scaled, states)
             redundant += [constraints.names[row] for row in range(C) if row not in rows]
             constraints = constraints.select(rows)
         weights = mass_matrix(E, inertia).sum(1)
         return Description(name, d, tuple(self._bodies), E, inertia, constraints, tuple(redundant),
-                           self._all_forces(n, weights), reference, self._drawing())  # fmt: skip
+                           self._all_forces(n, weights), reference, self._drawing(), basis)  # fmt: skip
 
     def _all_forces(self, n: int, weights: Tensor) -> tuple[Force, ...]:
         forces: list[Force] = []
@@ -561,6 +567,34 @@ class Assembly:
         self, a: Place | BodyHandle | Vector, b: Place | BodyHandle | Vector, into: list | None = None
     ) -> None:
         (self._rods if into is None else into).append((self._end(a), self._end(b)))
+
+
+def _principal_lengths(constraints: Constraints, bodies: Sequence[Body], metric: Metric) -> Constraints:
+    """Lengths within bodies between the tips of other axes, where those of a body mix very light and heavy motions.
+
+    A body of small moments on a long lever is heavy along the lever and light across it. In axes along these a
+    constraint has the inverse mass of one motion; in others the Gram matrix would lose the small one beside the large.
+    """
+    assert metric.factor is not None
+    T = axes_of(bodies)  # noqa: N806
+    light = np.linalg.inv(T) @ metric.factor.detach().numpy()
+    A = constraints.A.clone()  # noqa: N806
+    for body in bodies:
+        start = f"{WITHIN} '{body.name}',"
+        rows = [row for row, name in enumerate(constraints.names[: len(A)]) if name.startswith(start)]
+        tips = slice(body.first + 1, body.first + 1 + body.dim)
+        if body.dim < 2:
+            continue
+        axes, sizes, _ = np.linalg.svd(light[tips], full_matrices=True)
+        sizes = sizes[sizes > _FIXED * sizes.max(initial=0.0)]
+        if not len(sizes) or sizes.min() > _MIXED * sizes.max():
+            continue
+        tip = np.zeros((body.dim + 1, len(T)))
+        tip[1:, tips] = axes.T
+        tip = tip @ np.linalg.inv(T)
+        for row, (i, j) in zip(rows, combinations(range(body.dim + 1), 2), strict=True):
+            A[row] = torch.from_numpy(tip[i] - tip[j])
+    return replace(constraints, A=A)
 
 
 def _sum(a: Place, b: Place, sign: float = 1.0) -> tuple[tuple[int, float], ...]:

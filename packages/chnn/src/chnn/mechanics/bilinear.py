@@ -127,7 +127,8 @@ class MotionForms:
         like = metric.inverse
 
         def on_rows(matrix: Tensor) -> Tensor:  # of points in a row, from the right
-            return torch.kron(matrix, torch.eye(d, dtype=like.dtype, device=like.device)).mT.contiguous()
+            eye = torch.eye(d, dtype=like.dtype, device=like.device)
+            return torch.einsum("ij,kl->jlik", matrix, eye).flatten(2).flatten(0, 1)  # also without rows or columns
 
         x, other, given = (
             _Affine(part, like.new_zeros(n * d))
@@ -143,19 +144,25 @@ class MotionForms:
         left, right, gram = _gram(metric.coupling, D) if summed else (D.take([]), D.take([]), like.new_zeros(0, 0))
         sums = torch.block_diag(gram, spread.mT)
 
+        def pushed(force: _Affine) -> _Affine:
+            """P F. By the factor of P what is zero for rounding stays so, also where P has large entries."""
+            if metric.factor is None:
+                return force @ inverse
+            return force @ on_rows(metric.factor.mT) @ on_rows(metric.factor)
+
         force = _total(forces, given, n, d, None)
         W = other @ span  # noqa: N806
         velocity = Bilinear.of(
-            [left, D, W * quadratic], [right, force @ inverse @ span, W],
+            [left, D, W * quadratic], [right, pushed(force) @ span, W],
             torch.cat([sums, torch.cat([like.new_zeros(C * d, gram.shape[1]), spread.mT], 1)]),
-            [[D], [other, force @ inverse]],
+            [[D], [other, pushed(force)]],
         )  # fmt: skip
         force = _total(forces, given, n, d, inverse_mass)
         inside = other @ inverse
         rate = other @ on_rows(inverse_mass) @ span * quadratic
         momentum = Bilinear.of(
             [left, D], [right, inside @ span * -1.0], sums,
-            [[rate, D], [inside, force @ on_rows(mass @ metric.inverse), inside @ span, force @ inverse @ span]],
+            [[rate, D], [inside, force @ on_rows(mass @ metric.inverse), inside @ span, pushed(force) @ span]],
         )  # fmt: skip
         back, pulled, coupled = on_rows(metric.back), on_rows(mass @ metric.back), on_rows(metric.coupling)
         zero, square = torch.zeros_like(back), torch.zeros_like(coupled)

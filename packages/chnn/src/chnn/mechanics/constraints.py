@@ -195,18 +195,21 @@ class Metric:
         back: ``P A^T``, (..., n, C).
         coupling: ``A P A^T``, (..., C, C).
         lift: takes residuals of the joints to the shortest correction of the points, (..., n, L).
+        factor: G with ``P = G G^T``, (..., n, n - L), where it is known.
     """
 
     inverse: Float[Tensor, "*batch n n"]
     back: Float[Tensor, "*batch n C"]
     coupling: Float[Tensor, "*batch C C"]
     lift: Float[Tensor, "*batch n L"]
+    factor: Float[Tensor, "*batch n m"] | None = None
 
     def to(self, like: Tensor) -> Metric:
         """The same in the dtype and on the device of ``like``."""
         if self.inverse.dtype == like.dtype and self.inverse.device == like.device:
             return self
-        return Metric(self.inverse.to(like), self.back.to(like), self.coupling.to(like), self.lift.to(like))
+        factor = None if self.factor is None else self.factor.to(like)
+        return Metric(self.inverse.to(like), self.back.to(like), self.coupling.to(like), self.lift.to(like), factor)
 
 
 def gradient_of(f: Surface, u: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from chnn.mechanics.bodies import Body, inverse_mass_matrix, mass_matrix
 from chnn.mechanics.constraints import Constraints, Metric
+from chnn.mechanics.elimination import eliminate_joints, joint_metric
 from chnn.mechanics.forces import Force, Gravity
 
 PointMap = tuple[tuple[int, float], ...]
@@ -62,11 +63,20 @@ class Description:
     forces: tuple[Force, ...]
     reference: Float[Tensor, "n d"]
     drawing: Drawing
+    free: Tensor | None = field(default=None, repr=False)
+    """Basis (n, n - L) of the motions that the joints allow; found by default."""
     metric: Metric = field(init=False, repr=False)
     """Products of the masses with the constraints, float64."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "metric", self.constraints.metric(self.inverse_mass))
+        joints = self.constraints
+        if self.free is None:
+            names = joints.names[len(joints.A) :]
+            _, basis = eliminate_joints(joints.joint_A.numpy(), joints.joint_b.numpy(), names, self.bodies)
+            object.__setattr__(self, "free", torch.from_numpy(basis))
+        assert self.free is not None
+        metric = joint_metric(joints, self.free, self.inertia_factor, self.inertia)
+        object.__setattr__(self, "metric", metric)
 
     @property
     def num_points(self) -> int:

@@ -39,7 +39,8 @@ def lagrangian_acceleration(
     if constraints.A.shape[0] == 0:
         return free
     D, rate = constraints.directions(U), constraints.curvature(U, W)  # noqa: N806
-    rhs = (D * (metric.back.mT @ force) + rate * W).sum(-1)  # (..., C)
+    # The spans of the free acceleration, not A P times the force: they differ by the rounding of P's largest entry.
+    rhs = (D * (constraints.A @ free) + rate * W).sum(-1)  # (..., C)
     # Of a failed factor the multipliers are not a number: degenerate samples show without a branch.
     factor, info = torch.linalg.cholesky_ex(metric.coupling * (D @ D.mT))
     multipliers = solve_factor(factor, rhs).masked_fill((info != 0).unsqueeze(-1), torch.nan)

@@ -182,11 +182,18 @@ def trace(function: Callable[..., Sequence[Tensor]], *examples: Tensor, definite
 
 
 def constant(tensor: Tensor) -> np.ndarray:
-    """A constant as an array of numbers; what is rounding against the largest entry is zero."""
+    """A constant as an array of numbers; what is rounding against the largest entry of its row and column is zero.
+
+    Rows and columns may have very different sizes: those of light and of heavy bodies.
+    """
     array = tensor.detach().cpu().numpy()
     if array.dtype.kind != "f":
         return array.astype(object)
-    array = np.where(np.abs(array) < 1e-16 * np.abs(array).max(initial=0.0), 0.0, array)
+    sizes = np.abs(array)
+    largest = sizes.max(initial=0.0)
+    for axis in range(array.ndim if array.ndim > 1 else 0):
+        largest = np.minimum(largest, sizes.max(axis=axis, keepdims=True, initial=0.0))
+    array = np.where(sizes < 1e-16 * largest, 0.0, array)
     return array.astype(object)
 
 
