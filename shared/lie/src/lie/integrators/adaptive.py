@@ -23,9 +23,9 @@ from torch import Tensor
 from lie.integrators.adjoint import captured_leaves, run_segment, segments
 from lie.integrators.compiling import compiled_step
 from lie.integrators.errors import IntegrationError
+from lie.integrators.fields import Field, in_dtype_of
 from lie.integrators.tableaux import DOP853, DOPRI5, Row, Tableau
-
-Field = Callable[[Tensor, Tensor], Tensor]
+from lie.integrators.transforms import anywhere, concrete, differentiates_forward, largest, positions
 
 _SAFETY, _SMALLEST, _LARGEST = 0.85, 0.2, 10.0
 _FLUSH = 2**22  # numbers kept of the steps before the outputs within them are written
@@ -133,18 +133,21 @@ def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
     if len(t) == 1:
         return y0.unsqueeze(0)
     shape = y0.shape
-    # The clock has the finer of the two dtypes: a state in float32 may run late in a long time counted in float64.
-    times = t.to(torch.promote_types(t.dtype, y0.dtype))
-    direction = 1.0 if bool(times[1] > times[0]) else -1.0
+    # The clock is in float64 where there is one: a step shorter than the rounding of a late time would be lost. The
+    # field has the time in the finer of the dtypes of times and state.
+    shown = torch.promote_types(t.dtype, y0.dtype)
+    times = t.to(shown if t.device.type == "mps" else torch.float64)
+    field = in_dtype_of(field, y0, t)
+    direction = 1.0 if bool(largest(times[1] > times[0])) else -1.0
     times = direction * times  # increasing from here on
     column = (-1,) + (1,) * (y0.ndim - 1)
 
     def velocity(now: Tensor, y: Tensor) -> Tensor:  # (B, 1), (B, n)
-        return direction * field((direction * now).to(y.dtype).view(column), y.view(shape)).reshape(y.shape)
+        return direction * field((direction * now).to(shown).reshape(column), y.reshape(shape)).reshape(y.shape)
 
     y = y0.reshape(shape[0], -1)
     project = options.project
-    projected = None if project is None else lambda state: project(state.view(shape)).reshape(state.shape)
+    projected = None if project is None else lambda state: project(state.reshape(shape)).reshape(state.shape)
 
     lands = projected is not None
     together = max(1, _STAGES // len(options.tableau.c)) if options.compile and not lands else 1
@@ -155,9 +158,9 @@ def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
     def make_again() -> Callable[..., tuple[Tensor, ...]]:
         return _again_of(options.tableau, velocity, projected)
 
-    key = (options.tableau.order, options.rtol, options.atol, direction, shape, y0.dtype, times.dtype, project)
+    key = (options.tableau.order, options.rtol, options.atol, direction, shape, y0.dtype, shown, project)
     attempt = compiled_step(make_attempt, field, key) if options.compile else make_attempt()
-    if options.checkpoint:
+    if options.checkpoint and not differentiates_forward():
         with torch.no_grad():
             taken: list[Tensor] = []
             _integrate(velocity, attempt, y, times, options, direction, lands, taken)
@@ -267,7 +270,8 @@ def _attempt_of(
             stuck = going & ~accepted & ~idle & (h_next < smallest)
             status = (going.to(torch.int8) + stuck.to(torch.int8)).amax()  # 0 done, 1 going, 2 stuck
         # Step sizes are constants: when the start of the time moves, every later step moves with it.
-        end = end + (now - now.detach())
+        # Detached, since forward mode and outer transforms of torch.func pass through no_grad.
+        end, h_next = end.detach() + (now - now.detach()), h_next.detach()
         last = K[-1]
         if project is None:
             polynomial = _polynomial(tableau, velocity, now, size, y, new, K)
@@ -336,7 +340,7 @@ def _integrate(
     with torch.no_grad():
         span = times[-1] - times[0]
         if options.first_step is None:
-            h = torch.minimum(_first_step(velocity, now, y, k, options), span)
+            h = torch.minimum(_first_step(velocity, now, y, k, options), span).detach()
         else:
             h = torch.full_like(now, options.first_step)
     out = torch.full((len(times), *y.shape), torch.nan, dtype=y.dtype, device=y.device)
@@ -360,12 +364,12 @@ def _integrate(
         if len(record.times) * polynomial.numel() >= _FLUSH:
             out = _write(out, times, record, lands_on_outputs)
             record = _Record([], [])
-        code = int(status)  # the one host sync
+        code = int(largest(status))  # the one host sync
         if code == 2:
             going = now < times[-1]
             stuck = going & (now == spans[-1, 0]) & (h < smallest)
             finite = torch.isfinite(polynomial[-1]).all(0).all(-1, keepdim=True)
-            reason = "the step size underflowed" if bool(finite[stuck].all()) else "the field is not finite"
+            reason = "the field is not finite" if anywhere(stuck & ~finite) else "the step size underflowed"
             failure = (reason, "the field may be singular or stiff there: loosen rtol and atol, or end earlier", stuck)
             break
         if code == 0:
@@ -377,11 +381,11 @@ def _integrate(
     out = _write(out, times, record, lands_on_outputs)
     if failure is not None and not options.return_reached:
         reason, remedy, which = failure
-        rows = which.squeeze(-1).nonzero().squeeze(-1)
-        earliest = rows[now[rows, 0].argmin()]
+        stopped, at, size = concrete(torch.stack([which.to(now.dtype), now.detach(), h])).flatten(1)
+        earliest = torch.where(stopped > 0, at, torch.inf).argmin()
         raise IntegrationError(
-            reason, remedy, time=direction * float(now[earliest, 0]), step_size=direction * float(h[earliest, 0]),
-            samples=rows.tolist(), reached=out.detach(),
+            reason, remedy, time=direction * float(at[earliest]), step_size=direction * float(size[earliest]),
+            samples=positions(which), reached=out.detach(),
         )  # fmt: skip
     return out
 
@@ -393,7 +397,7 @@ def _write(out: Tensor, times: Tensor, record: _Record, lands_on_outputs: bool) 
     starts, sizes, ends = (x.T for x in torch.cat(record.times).squeeze(-1).unbind(1))  # (B, S) each
     ends = ends.detach().contiguous()
     wanted = (times > starts[:, :1]) & (times <= ends[:, -1:])  # (B, T)
-    columns = wanted.any(0).nonzero().squeeze(-1)
+    columns = largest(wanted.any(0)).nonzero().squeeze(-1)
     if len(columns) == 0:
         return out
     first, last = int(columns[0]), int(columns[-1]) + 1

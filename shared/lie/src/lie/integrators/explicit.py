@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.integrators.fixed import Field, State, walk
+from lie.integrators.fields import Field, in_dtype_of
+from lie.integrators.fixed import State, walk
 
 Row = tuple[float, ...]
 
@@ -79,6 +80,7 @@ def explicit(
 
         raise unknown_name("explicit method", method, EXPLICIT)
     tableau = EXPLICIT[method]
+    field = in_dtype_of(field, y0, t)
 
     def make() -> Callable[..., State]:
         def step(t: Tensor, h: Tensor, y: Tensor) -> State:

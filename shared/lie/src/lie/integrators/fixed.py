@@ -15,8 +15,9 @@ from torch import Tensor
 
 from lie.integrators.adjoint import checkpointed
 from lie.integrators.compiling import compiled_step
+from lie.integrators.fields import Field
+from lie.integrators.transforms import concrete, differentiates_forward
 
-Field = Callable[[Tensor, Tensor], Tensor]
 State = tuple[Tensor, ...]
 Step = Callable[..., State]
 _EVALUATIONS = 16  # of the field in one compiled call, whose own cost its steps share
@@ -28,8 +29,12 @@ def step_counts(t: Tensor, step_size: float | None) -> list[int]:
         raise ValueError(f"expected a positive step_size, got {step_size}; the direction comes from the times")
     # Shortened by the rounding of the times, so that a step which divides the interval is not cut once more.
     shortened = 1.0 - 4.0 * torch.finfo(t.dtype).eps
-    lengths = t.diff().abs().tolist()
-    return [1 if step_size is None else max(1, math.ceil(x * shortened / step_size)) for x in lengths]
+    if step_size is None:
+        return [1] * (len(t) - 1)
+    lengths = concrete(t.diff().abs())
+    if lengths.ndim > 1:
+        raise ValueError("expected the same times for all samples of vmap with step_size; leave step_size out")
+    return [max(1, math.ceil(x * shortened / step_size)) for x in lengths.tolist()]
 
 
 def check_iterations(iterations: int | None, compile: bool) -> None:
@@ -87,7 +92,7 @@ def walk(
         after = step(now, h, *before)
         return after if project is None else (project(after[0]), *after[1:])
 
-    if checkpoint:
+    if checkpoint and not differentiates_forward():
         return checkpointed(whole, state, now.unbind(), h.unbind(), marks, field)
     for at, size, mark in zip(now.unbind(), h.unbind(), marks, strict=True):
         state = whole(at, size, *state)

@@ -22,7 +22,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.integrators.errors import IntegrationError
-from lie.integrators.fixed import Field, State, check_iterations, walk
+from lie.integrators.fields import Field, in_dtype_of
+from lie.integrators.fixed import State, check_iterations, walk
+from lie.integrators.transforms import anywhere, differentiates_forward, largest, positions
 
 _NODES = {
     1: (0.5,),
@@ -30,6 +32,7 @@ _NODES = {
     3: (0.5 - sqrt(15) / 10, 0.5, 0.5 + sqrt(15) / 10),
 }
 MAXIMUM_ITERATIONS = 100
+_FEW = 5  # iterations to rounding, by the stages: fewer than that say little about their derivatives
 
 
 @cache
@@ -123,6 +126,7 @@ def _gauss(
     checkpoint: bool,
 ) -> Tensor:
     check_iterations(iterations, compile)
+    field = in_dtype_of(field, y0, t)
     c, b, A, ahead = collocation(stages)  # noqa: N806
     rows, weights, following = A.tolist(), b.tolist(), ahead.tolist()
 
@@ -170,7 +174,7 @@ def _converged(
     scale = flat(y.detach()).abs().amax(-1)
     before = torch.full_like(scale, torch.inf)
     done = torch.zeros_like(scale, dtype=torch.bool)
-    for _ in range(MAXIMUM_ITERATIONS):
+    for number in range(1, MAXIMUM_ITERATIONS + 1):
         new = velocities(t, h, y, K)
         with torch.no_grad():
             change = torch.stack([flat(a - b).abs().amax(-1) for a, b in zip(new, K, strict=True)]).amax(0)
@@ -180,11 +184,50 @@ def _converged(
         keep = done.view(shape)
         K = [torch.where(keep, a, b) for a, b in zip(K, new, strict=True)]  # noqa: N806
         done, before = done | finished, change
-        if bool(done.all()):
-            return K
-    missing = (~done).nonzero().squeeze(-1).tolist()
+        if not anywhere(~done):
+            differentiated = differentiates_forward() or any(x.requires_grad for x in K)
+            return _with_derivatives(velocities, t, h, y, K, number) if differentiated else K
+    missing = positions(~done)
     raise IntegrationError(
         f"the stages did not converge in {MAXIMUM_ITERATIONS} iterations",
         "take a smaller step_size, or check that the field is finite and smooth there",
-        time=float(t), step_size=float(h), samples=missing if batched else [], reached=None,
+        time=float(largest(t)), step_size=float(largest(h)), samples=missing if batched else [], reached=None,
     )  # fmt: skip
+
+
+def _with_derivatives(
+    velocities: Callable[[Tensor, Tensor, Tensor, list[Tensor]], list[Tensor]],
+    t: Tensor,
+    h: Tensor,
+    y: Tensor,
+    K: list[Tensor],  # noqa: N803
+    number: int,
+) -> list[Tensor]:
+    """The stages, as they are after ``number`` iterations, with derivatives that have converged as well.
+
+    At an equilibrium the first guess is right, and so no iteration has carried derivatives through the field. How many
+    are needed follows from how fast differences shrink; it is asked where the stages took suspiciously few.
+    """
+    if number > _FEW:
+        return K
+    with torch.no_grad():
+        eps = torch.finfo(y.dtype).eps
+        fixed = [x.detach() for x in K]
+        size = max(1.0, *(float(largest(x.abs().amax())) for x in fixed)) if y.numel() else 1.0
+        length = eps**0.5 * size
+        base = velocities(t.detach(), h.detach(), y.detach(), fixed)
+        moved = [length * torch.linspace(1.0, 2.0, x.numel(), dtype=x.dtype, device=x.device).view_as(x) for x in fixed]
+        remainder, needed = 1.0, 0
+        while remainder > eps and needed < MAXIMUM_ITERATIONS:
+            ahead = velocities(t.detach(), h.detach(), y.detach(), [a + b for a, b in zip(fixed, moved, strict=True)])
+            change = [a - b for a, b in zip(ahead, base, strict=True)]
+            before, after = (max(float(largest(x.abs().amax())) for x in xs) for xs in (moved, change))
+            needed += 1
+            if not 0.0 < after < float("inf"):
+                break
+            remainder *= after / before
+            moved = [x * (length / after) for x in change]
+    for _ in range(needed - number):
+        new = velocities(t, h, y, K)
+        K = [a.detach() + (b - b.detach()) for a, b in zip(K, new, strict=True)]  # noqa: N806
+    return K

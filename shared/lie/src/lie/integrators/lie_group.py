@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, check_is_group
+from lie.integrators.fields import in_dtype_of
 from lie.integrators.fixed import State, walk
 
 Side = Literal["left", "right"]
@@ -60,6 +61,7 @@ def rkmk4(
 
     Laws: with ``side="left"``, solutions from ``g0 h`` are those from g0 times h where the field depends on t alone.
     """
+    field = in_dtype_of(field, g0, t)
     _check(group, g0, t, field, side)
     sign = -0.5 if side == "left" else 0.5
 
@@ -96,6 +98,7 @@ def crouch_grossman(
     checkpoint: bool = False,
 ) -> Float[Tensor, "T *batch m m"]:
     """As `rkmk4`, of order 3, by products of exponentials without brackets."""
+    field = in_dtype_of(field, g0, t)
     _check(group, g0, t, field, side)
 
     def make() -> Callable[..., State]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -16,12 +15,11 @@ from lie.integrators.adaptive import dop853, dopri5
 from lie.integrators.explicit import EXPLICIT, explicit
 from lie.integrators.gauss import gauss4, gauss6, implicit_midpoint
 from lie.integrators.lie_group import crouch_grossman, rkmk4
+from lie.integrators.passthrough import ADAPTIVE, FIXED, SCIPY, OneSample, solve_by_torchdiffeq
 from lie.integrators.rattle import rattle, rattle4
 from lie.integrators.symplectic import leapfrog, yoshida4, yoshida6, yoshida8
+from lie.integrators.transforms import active, anywhere, largest
 
-ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
-FIXED = ("euler", "midpoint", "heun3", "rk4", "explicit_adams", "implicit_adams")
-SCIPY = ("scipy_solver",)
 _FIXED_STEP: dict[str, Callable[..., Tensor]] = {
     "leapfrog": leapfrog,
     "yoshida4": yoshida4,
@@ -44,8 +42,6 @@ _REQUIRED = {
 _OUR_OPTIONS = ("project", "compile", "checkpoint")
 """With one of these a fixed-step method of torchdiffeq takes its steps by `explicit`."""
 _PER_SAMPLE: dict[str, Callable[..., Tensor]] = {"dopri5": dopri5, "dop853": dop853}
-MAXIMUM_STEPS = 100_000
-"""Attempted steps after which an adaptive method gives up, unless its options say otherwise."""
 METHODS = (*ADAPTIVE, *FIXED, *SCIPY, "dop853", *_FIXED_STEP)
 """Names that `odeint` takes as ``method``."""
 
@@ -115,7 +111,7 @@ def odeint(
         return y0.unsqueeze(0).expand(len(t), *y0.shape).clone()
     if each and y0.ndim == 1:  # one sample of several components
         one = odeint(
-            lambda now, y: field(now.reshape(()), y[0]).unsqueeze(0), y0.unsqueeze(0), t, method=method, rtol=rtol,
+            OneSample(field), y0.unsqueeze(0), t, method=method, rtol=rtol,
             atol=atol, per_sample=per_sample, adjoint=adjoint, options=options,
         )  # fmt: skip
         return one.squeeze(1)
@@ -137,45 +133,16 @@ def odeint(
         if options.get("return_reached"):
             return solution
     else:
-        import torchdiffeq
-
-        if adjoint and not isinstance(field, torch.nn.Module):
-            raise TypeError(
-                "expected a torch.nn.Module for torchdiffeq's adjoint (its parameters receive gradients), got "
-                f"{type(field).__name__}; call the field from a module's forward, or use per_sample=True or dop853, "
-                "whose adjoint takes any callable"
-            )
-        step_size = options.get("step_size")
-        if step_size is not None and not step_size > 0:
-            raise ValueError(f"expected a positive step_size, got {step_size}; the direction comes from the times")
-        if method in SCIPY and torch.is_grad_enabled() and y0.requires_grad:
-            raise ValueError("scipy_solver has no gradient: use another method, or y0.detach()")
-        if method in ("explicit_adams", "implicit_adams"):
-            options.setdefault("max_order", 4)  # torchdiffeq's own 12 is unstable at steps of any use
-        if method in ADAPTIVE:
-            options.setdefault("max_num_steps", MAXIMUM_STEPS)
-        solve = torchdiffeq.odeint_adjoint if adjoint else torchdiffeq.odeint
-        try:
-            with warnings.catch_warnings():
-                # torchdiffeq warns of options a method does not use: here the caller is told by an error.
-                warnings.filterwarnings("error", message=".*[Uu]nexpected arguments.*")
-                solution: Tensor = solve(  # type: ignore[assignment]  (a tensor without events)
-                    field, y0, t, method=method, rtol=rtol, atol=atol, options=options or None
-                )
-        except AssertionError as error:
-            raise FloatingPointError(
-                f"{method} failed between t = {float(t[0]):g} and {float(t[-1]):g}: {error}; the field may be stiff "
-                "or singular there: loosen rtol and atol, or shorten the horizon"
-            ) from error
-        except UserWarning as error:
-            raise ValueError(f"{method}: {error}; see torchdiffeq for its options") from None
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
-        return solution  # a test of values would end the transform
-    finite = torch.isfinite(solution.detach()).reshape(len(t), -1).all(1)
+        solution = solve_by_torchdiffeq(
+            field, y0, t, method=method, rtol=rtol, atol=atol, adjoint=adjoint, options=options
+        )  # fmt: skip
+    if torch.compiler.is_compiling():
+        return solution  # a test of values would end the graph
+    finite = ~largest(~torch.isfinite(solution.detach()).reshape(len(t), -1).all(1))
     if not finite.all():
         first = int((~finite).nonzero()[0, 0])
         raise FloatingPointError(
-            f"the solution is not finite from t = {float(t[first]):g} on ({method}); "
+            f"the solution is not finite from t = {float(largest(t[first])):g} on ({method}); "
             "use smaller steps or check the field"
         )
     return solution
@@ -199,12 +166,12 @@ def _check(
         )
     if t.ndim != 1 or t.numel() == 0:
         raise ValueError(f"expected times of shape (T,) with T >= 1, got {tuple(t.shape)}")
-    watched = not (torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling())
-    if watched:
-        if not torch.isfinite(y0).all() or not torch.isfinite(t).all():
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        if anywhere(~torch.isfinite(y0)) or anywhere(~torch.isfinite(t)):
             raise ValueError("expected a finite initial state and finite times, got NaN or infinity")
         steps = t.diff()
-        if not ((steps > 0).all() or (steps < 0).all()):
+        if anywhere(steps <= 0) and anywhere(steps >= 0):
             raise ValueError("expected strictly increasing or strictly decreasing times; sort them and drop repeats")
     if per_sample and y0.ndim == 0:
         raise ValueError("expected samples along the leading axis, shape (B, ...), got a number; use y0.view(1, 1)")
@@ -212,7 +179,9 @@ def _check(
         return
     # A view made without gradients of a tensor with them passes for a leaf, and breaks fields that differentiate.
     t, y0 = t.detach(), y0.detach()
-    now = t[0].to(y0.dtype).expand(len(y0)).view(-1, *([1] * (y0.ndim - 1))) if per_sample else t[0]
+    now = t[0]
+    if per_sample:
+        now = now.to(torch.promote_types(t.dtype, y0.dtype)).expand(len(y0)).view(-1, *([1] * (y0.ndim - 1)))
     with torch.no_grad():
         velocity = _called(field, now, y0, per_sample)
         if not isinstance(velocity, Tensor):
@@ -221,7 +190,7 @@ def _check(
             raise ValueError(
                 f"expected a field of the state's shape {tuple(y0.shape)}, got {tuple(velocity.shape)} from field(t, y)"
             )
-        if per_sample and watched and len(y0) > 1:
+        if per_sample and not (compiling or active()) and len(y0) > 1:
             _check_samples_apart(field, now, y0, velocity)
 
 
@@ -230,7 +199,10 @@ def _called(field: Callable[[Tensor, Tensor], Tensor], now: Tensor, y0: Tensor, 
         return field(now, y0)
     except Exception as error:
         if per_sample:
-            error.add_note(f"with a step size for each sample the field is called with t of shape {tuple(now.shape)}")
+            dtype = "" if now.dtype == y0.dtype else f" and {now.dtype}, as the times are (t.to(y) has the state's)"
+            error.add_note(
+                f"with a step size for each sample the field is called with t of shape {tuple(now.shape)}{dtype}"
+            )
         raise
 
 

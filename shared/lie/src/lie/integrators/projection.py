@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lie.integrators.errors import IntegrationError
+from lie.integrators.transforms import anywhere, differentiates_forward, positions
 
 MAXIMUM_ITERATIONS = 30
 
@@ -92,11 +93,11 @@ def projection(
             return along(directions, solve_multipliers(rows, directions, residual, axes), axes)
 
         projected, failed = newton(lambda z: z - correction(z), y, axes, max_iterations)
-        if bool(failed.any()):
+        if anywhere(failed):
             raise IntegrationError(
                 f"the projection did not converge in {max_iterations} iterations",
                 "the constraints may be dependent or impossible there, or the point too far away",
-                time=float("nan"), step_size=float("nan"), samples=failed.reshape(-1).nonzero().squeeze(-1).tolist(),
+                time=float("nan"), step_size=float("nan"), samples=positions(failed),
                 reached=None,
             )  # fmt: skip
         return projected
@@ -111,14 +112,17 @@ def newton(improve: Callable[[Tensor], Tensor], y: Tensor, axes: int, max_iterat
     eps = torch.finfo(y.dtype).eps
     done = torch.zeros(batch, dtype=torch.bool, device=y.device)
     before = torch.full(batch, torch.inf, dtype=y.dtype, device=y.device)
-    for _ in range(max_iterations):
+    for number in range(max_iterations):
         new = improve(y)
         with torch.no_grad():
             change = (new - y).reshape(*batch, flat).abs().amax(-1)
             size = y.reshape(*batch, flat).abs().amax(-1)
             finished = (change <= eps * size) | ((change >= 0.5 * before) & (change <= 1e3 * eps * size))
-        y = torch.where(done.view(*batch, *([1] * axes)), y, new)
+        # Newton's error squares: from the exact point, one step has right first derivatives and two have right third.
+        differentiated = new.requires_grad or differentiates_forward()
+        stays = y.detach() + (new - new.detach()) if differentiated and number == 1 else y
+        y = torch.where(done.view(*batch, *([1] * axes)), stays, new)
         done, before = done | finished, change
-        if bool(done.all()):
+        if not anywhere(~done) and (number > 0 or not differentiated):
             break
     return y, ~done

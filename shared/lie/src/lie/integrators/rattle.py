@@ -21,9 +21,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.integrators.errors import IntegrationError
-from lie.integrators.fixed import Field, State, check_iterations, walk
+from lie.integrators.fields import Field, in_dtype_of
+from lie.integrators.fixed import State, check_iterations, walk
 from lie.integrators.projection import MAXIMUM_ITERATIONS, along, constraint_rows, newton, solve_multipliers
 from lie.integrators.symplectic import TRIPLE_JUMP, check_halves, half
+from lie.integrators.transforms import anywhere, largest, positions
 
 
 def rattle(
@@ -98,6 +100,7 @@ def _rattle(
     checkpoint: bool,
 ) -> Tensor:
     check_halves(y0, dim)
+    field = in_dtype_of(field, y0, t)
     check_iterations(iterations, compile)
     dim = dim - y0.ndim if dim >= 0 else dim
     axes = -dim  # trailing axes of one state
@@ -161,8 +164,8 @@ def _rattle(
 
     q, p = y0.chunk(2, dim=dim)
     residual, _ = constraint_rows(g, q, axes)
-    offset = float(residual.detach().abs().max())
-    size = max(1.0, float(q.detach().abs().max()) ** 2)
+    offset = float(largest(residual.detach().abs().max()))
+    size = max(1.0, float(largest(q.detach().abs().max())) ** 2)
     # A float32 state projected elsewhere sits within a few 1e-7 of the surface.
     if not offset <= 1e-6 * size:
         raise ValueError(
@@ -175,8 +178,8 @@ def _rattle(
     if step_size is not None:
         first = first.sign() * torch.minimum(first.abs(), torch.as_tensor(step_size, dtype=t.dtype, device=t.device))
     tangent = _tangent(t[0], first, q, p)
-    across = float((tangent - p).detach().abs().max())
-    if not across <= 1e-6 * max(1.0, float(p.detach().abs().max())):
+    across = float(largest((tangent - p).detach().abs().max()))
+    if not across <= 1e-6 * max(1.0, float(largest(p.detach().abs().max()))):
         raise ValueError(
             f"expected momenta tangent to the constraint surface, got a part of {across:.3g} across it; take it away "
             "first: p - G^T (G M^-1 G^T)^-1 G M^-1 p"
@@ -190,8 +193,8 @@ def _rattle(
 
 
 def _raise_if(failed: Tensor, t: Tensor, h: Tensor, reason: str) -> None:
-    if bool(failed.any()):
+    if anywhere(failed):
         raise IntegrationError(
             reason, "take a smaller step_size, or check the constraints: dependent ones have no unique multipliers",
-            time=float(t), step_size=float(h), samples=failed.reshape(-1).nonzero().squeeze(-1).tolist(), reached=None,
+            time=float(largest(t)), step_size=float(largest(h)), samples=positions(failed), reached=None,
         )  # fmt: skip

@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lie.integrators.fixed import Field, State, walk
+from lie.integrators.fields import Field, in_dtype_of
+from lie.integrators.fixed import State, walk
 
 _CUBE_ROOT = 2.0 ** (1.0 / 3.0)
 TRIPLE_JUMP = (1.0 / (2.0 - _CUBE_ROOT), -_CUBE_ROOT / (2.0 - _CUBE_ROOT), 1.0 / (2.0 - _CUBE_ROOT))
@@ -146,6 +147,7 @@ def _composed(
     checkpoint: bool,
 ) -> Tensor:
     check_halves(y0, dim)
+    field = in_dtype_of(field, y0, t)
 
     def make() -> Callable[..., State]:
         def step(t: Tensor, h: Tensor, y: Tensor, force: Tensor) -> State:
