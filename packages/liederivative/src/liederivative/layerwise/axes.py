@@ -33,6 +33,18 @@ class Line:
     shift: int = 0
     """the samples are rolled by so many places"""
     copy: int = 0
+    margins: tuple[int, int] = (0, 0)
+    """places before and behind the samples that hold a constant, as padding does; they lie nowhere and do not move"""
+
+    @property
+    def size(self) -> int:
+        """Places, the margins included."""
+        return self.axis.size + sum(self.margins)
+
+    def extended(self) -> Line:
+        """The same line with its margins as samples, for what has made more than a constant of them."""
+        a = self.axis
+        return replace(self, axis=Axis(self.size, a.start - self.margins[0] * a.step, a.step), margins=(0, 0))
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,7 @@ class Atom:
     @property
     def whole(self) -> bool:
         """Whether this is a line from end to end."""
-        return self.line is not None and self.size == self.line.axis.size and self.stride == 1
+        return self.line is not None and self.size == self.line.size and self.stride == 1
 
 
 @dataclass(frozen=True)
@@ -176,10 +188,13 @@ def completed(axes: Axes) -> Axes:
         block, reach = atoms[0].stride, atoms[0].stride
         for atom in atoms:
             reach = reach * atom.size if atom.stride == reach else 0
-        if block > 1 and reach == line.axis.size and line.shift % block == 0:
-            a = line.axis
+        if block > 1 and reach == line.size and line.shift % block == 0:
+            # A block that is part margin, part image moves.
+            whole = line if all(margin % block == 0 for margin in line.margins) else line.extended()
+            a = whole.axis
             axis = Axis(a.size // block, a.start + (block - 1) / 2 * a.step, a.step * block)
-            coarse[line] = (replace(line, axis=axis, shift=line.shift // block), block)
+            margins = (whole.margins[0] // block, whole.margins[1] // block)
+            coarse[line] = (replace(line, axis=axis, shift=line.shift // block, margins=margins), block)
     if not coarse:
         return axes
 
@@ -268,14 +283,14 @@ def _of_atoms(value: Tensor, axes: Axes, coefficients: Tensor, domain: Domain) -
             # A line of which entries are missing is like one that is gone: what is left moves along the others.
             if (
                 line is None
-                or math.prod(atoms[i].size for i in mine) != line.axis.size
+                or math.prod(atoms[i].size for i in mine) != line.size
                 or len({atoms[i].line for i in mine}) != 1
             ):
                 lines.append(None)
                 continue
             order += mine
             lines.append(line)
-            shape.append(line.axis.size)
+            shape.append(line.size)
         if not shape:
             continue
         others = [i for i in range(len(atoms)) if i not in order]
@@ -286,10 +301,20 @@ def _of_atoms(value: Tensor, axes: Axes, coefficients: Tensor, domain: Domain) -
         for i, line in enumerate(present):
             if line.shift:
                 moved = moved.roll(-line.shift, i - len(present))
+        padded = moved
+        for i, line in enumerate(present):
+            if any(line.margins):
+                moved = moved.narrow(i - len(present), line.margins[0], line.axis.size)
         row = coefficients.clone()
         row[:, -1 - len(domain.flows)] = gain
         gain.zero_()  # the values grow once, however often they lie in the plane
         moved = field_tangents(moved, row, domain, [None if line is None else line.axis for line in lines])[0]
+        if moved.shape != padded.shape:
+            inside, moved = moved, torch.zeros_like(padded)
+            inner = moved
+            for i, line in enumerate(present):
+                inner = inner.narrow(i - len(present), line.margins[0], line.axis.size)
+            inner.copy_(inside)
         for i, line in enumerate(present):
             if line.shift:
                 moved = moved.roll(line.shift, i - len(present))

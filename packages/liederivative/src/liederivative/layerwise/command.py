@@ -110,7 +110,8 @@ class LayersCommand(ModelOptions):
             ]
             headings = ["term", "kind", "share", "mean square", "up to here"]
             print_table(f"{self.model}, {generator}: the {len(rows)} largest of {len(table['terms'])}", headings, rows)
-            print(f"terms add up to the whole within {table['closure']:.0e}; {table['seconds']} s")
+            closure = "rounding" if table["closure"] is None else f"{table['closure']:.0e}"
+            print(f"terms add up to the whole within {closure}; {table['seconds']} s")
             if table["unknown"]:
                 print(f"{len(table['unknown'])} operations could not be followed; their terms are in the next ones'")
 

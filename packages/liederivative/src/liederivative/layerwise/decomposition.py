@@ -10,6 +10,8 @@ squared norms of the terms from random probes.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -31,6 +33,16 @@ from liederivative.derivative import (
 )
 from liederivative.derivative.lie_derivative import check_outputs, moving_parts, one_tensor
 from liederivative.layerwise.tracer import IDEAL, TOTAL, Tracer
+
+CANCELLATION = 1e4
+"""Largest term over the total beyond which `decompose` warns: single precision leaves three digits of the shares."""
+
+SPOILT = 1e-2
+"""Largest difference between the sum of the terms and the total, relative to it, without a warning."""
+
+
+class CancellationWarning(UserWarning):
+    """Terms of a decomposition are so much larger than their sum that the shares mean little."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +75,16 @@ class Decomposition:
 
     @property
     def closure(self) -> float:
-        """``|sum of terms + remainder - total|`` over the largest of the total and the terms: rounding only.
+        """``|sum of terms + remainder - total|`` over ``|total|``: rounding only.
 
-        Where terms cancel to a total far smaller than they, rounding is relative to them.
+        Terms that cancel to a total far smaller than they spoil it, and with it the shares; `decompose` then warns.
+        Infinite where the total is zero and the sum is not.
         """
-        sum_ = sum(self.terms.values(), self.remainder)
-        norm = max([float(self.total.norm()), *self.norms().values()])
-        gap = float((sum_ - self.total).norm())
-        return gap / norm if norm else gap
+        norm, gap = float(self.total.norm()), self._gap()
+        return gap / norm if norm else math.inf if gap else 0.0
+
+    def _gap(self) -> float:
+        return float((sum(self.terms.values(), self.remainder) - self.total).norm())
 
     def all_terms(self) -> dict[str, Tensor]:
         """Layers and operations together, in order of the run."""
@@ -78,8 +92,11 @@ class Decomposition:
         return {name: both[name] for name in self.kinds if name in both}
 
     def shares(self) -> dict[str, float]:
-        """The signed share of each term along the total, ``<term, total> / <total, total>``; they sum to 1."""
-        square = float(self.total.square().sum())
+        """The signed share of each term along the total, ``<term, total> / <total, total>``; they sum to 1.
+
+        NaN where the total is zero.
+        """
+        square = float(self.total.square().sum()) or math.nan
         return {name: float((term * self.total).sum()) / square for name, term in self.all_terms().items()}
 
     def norms(self) -> dict[str, float]:
@@ -166,6 +183,9 @@ def decompose(
     Raises:
         UserError: as `lie_derivative` does, for another kind of action, and for a layout of an unknown module.
 
+    Warns:
+        CancellationWarning: if terms cancel to a far smaller total; it names the layers with the largest.
+
     Laws: the terms and the remainder add up to ``total``, which is `lie_derivative` of the whole; the split depends on
     the layouts, the sum does not.
 
@@ -213,7 +233,8 @@ def decompose(
             with evaluation_mode(model), torch.no_grad():
                 moved = found.primal if found.tangents is None else found.tangents
                 check_outputs(model, found.primal, torch.stack([*moved, *terms.values()]), lambda: model(x))
-            return _collected(tracer, found, terms, layout, chosen.name, by)
+            decomposition = _collected(tracer, found, terms, layout, chosen.name, by)
+            break
         except UserError:
             raise
         except torch.OutOfMemoryError:
@@ -223,10 +244,42 @@ def decompose(
                 with evaluation_mode(model), torch.no_grad():
                     model(x)  # an error of the model's own is the one to show
             failure = failure or error
-    raise UserError(
+    else:
+        assert failure is not None
+        raise _undifferentiable(failure) from failure
+    _warn_of_cancellation(model, decomposition)
+    return decomposition
+
+
+def _undifferentiable(failure: Exception) -> UserError:
+    return UserError(
         f"the model runs but its layers cannot be differentiated: {str(failure).strip().splitlines()[0]}; "
         "lie_derivative may still measure it as a whole"
-    ) from failure
+    )
+
+
+def _warn_of_cancellation(model: Callable[..., Any], decomposition: Decomposition) -> None:
+    """Warn where the terms cancel, so that little of what is shared out is more than rounding."""
+    norms, total = decomposition.norms(), float(decomposition.total.norm())
+    largest = sorted(norms, key=norms.__getitem__, reverse=True)[:3]
+    if not largest:
+        return
+    closure = decomposition.closure
+    # A total that vanishes by rounding alone, as that of an equivariant network, is no news.
+    scale = float(decomposition.value.norm()) * torch.finfo(decomposition.value.dtype).eps * 32
+    if norms[largest[0]] <= scale or (norms[largest[0]] <= CANCELLATION * total and closure <= SPOILT):
+        return
+    module = module_of(model)
+    name = type(module).__name__ if module is not None else getattr(model, "__name__", "the model")
+    listed = ", ".join(f"{label} ({norms[label]:.1e})" for label in largest)
+    remedy = " measure in float64;" if decomposition.value.dtype != torch.float64 else ""
+    warnings.warn(
+        f"large terms of {name} under {decomposition.generator} cancel to a total of {total:.1e}: those of {listed}; "
+        f"the sum of all terms differs from the total by {closure:.1e} of it, and the shares mean little;{remedy} "
+        "declare the layouts of these layers (layouts=) if their outputs lie elsewhere in the image",
+        CancellationWarning,
+        stacklevel=4,
+    )
 
 
 def _collected(

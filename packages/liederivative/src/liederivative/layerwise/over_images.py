@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ DEFINITIONS = {
     "norm": "root of the mean over images of the term's squared Euclidean norm; norms do not add up",
     "squared": "mean over outputs and images of the term's square, as the LEE is of the total",
     "cumulative": "sum of the shares up to this term, in order of the run",
-    "closure": "|sum of terms - total| over the largest of them, the largest over images: rounding",
+    "closure": "|sum of terms - total| / |total|, the largest over images: rounding; null where a total is zero",
 }
 """What the numbers mean, written beside them."""
 
@@ -74,4 +75,9 @@ def terms_over_images(
                 "cumulative": cumulative,
             }
         )
-    return {"mean_squared": total / outputs, "closure": closure, "unknown": list(unknown), "terms": rows}
+    return {
+        "mean_squared": total / outputs,
+        "closure": closure if math.isfinite(closure) else None,
+        "unknown": list(unknown),
+        "terms": rows,
+    }

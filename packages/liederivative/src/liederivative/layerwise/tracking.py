@@ -119,7 +119,7 @@ def track(name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any, inde
     if name == "index":
         return (None if axes is None else _indexed(axes, args[1], value)), False
     if name in PADS:
-        return (None if axes is None else _padded(axes, args[1], value)), False
+        return (None, False) if axes is None else _padded(name, axes, args[1], value)
     if name == "convolution":
         return _convolved(axes, args, value, domain)
     if "pool" in name or name.startswith(("upsample", "_upsample")):
@@ -264,8 +264,8 @@ def _product(a: Axes | None, b: Axes | None, raw: Sequence[Any]) -> tuple[Axes |
 def _new_line(old: Factors, size: int, kind: int, domain: Domain) -> Factors:
     """The line of another number of samples over the whole input; the same one if there are as many."""
     line = whole_line(old)
-    if line is not None and line.axis.size == size:
-        return old
+    if line is not None and line.size == size:
+        return (Atom(size, line.extended()),)
     if size == 1 or not lies_in_plane(old):
         return plain(size)
     kind = line.kind if line is not None else kind
@@ -295,16 +295,16 @@ def _block_resampled(axes: Axes, dim: int, size: int, domain: Domain) -> Axes | 
         return None
     if size == block.size:
         return axes
-    line, count = block.line, block.line.axis.size // block.size
+    line, count = block.line, block.line.size // block.size
     others = [atom for factors in axes for atom in factors if isinstance(atom, Atom) and atom.line == line]
-    if (
-        line.axis.size % block.size
-        or line.shift % block.size
-        or any(a.stride % block.size for a in others if a != block)
-    ):
+    if line.size % block.size or line.shift % block.size or any(a.stride % block.size for a in others if a != block):
         return None
     fine = Axis.over(count * size, domain.size[line.kind])
-    new = replace(line, axis=fine, shift=line.shift // block.size * size)
+    if any(line.margins):  # the blocks cover more than the input; their middles stay where they are
+        coarse = line.extended().axis
+        step = coarse.step * block.size / size
+        fine = Axis(count * size, coarse.start + ((block.size - 1) * coarse.step - (size - 1) * step) / 2, step)
+    new = replace(line, axis=fine, shift=line.shift // block.size * size, margins=(0, 0))
 
     def renewed(factor: Atom | Union) -> Atom | Union:
         if not isinstance(factor, Atom) or factor.line != line:
@@ -324,8 +324,9 @@ def _blocks(factors: Factors, size: int, step: int, count: int) -> tuple[Factors
     line = whole_line(factors)
     if line is None or line.shift:
         return (plain(count), plain(size)) if not lies_in_plane(factors) else None
-    if size == step and count * size == line.axis.size:
+    if size == step and count * size == line.size:
         return (Atom(count, line, size),), (Atom(size, line),)
+    line = line.extended()
     a = line.axis
     axis = Axis(count, a.start + (size - 1) / 2 * a.step, step * a.step)
     return ((Atom(count, replace(line, axis=axis)),) if count > 1 else plain(1)), plain(size)
@@ -341,11 +342,9 @@ def _unfolded(axes: Axes, args: Sequence[Any], value: Tensor) -> tuple[Axes | No
         line = whole_line(factors)
         if line is None or line.shift:
             return None, False
-        count = (line.axis.size + 2 * pad - k) // s + 1
-        wide = replace(
-            line, axis=Axis(line.axis.size + 2 * pad, line.axis.start - pad * line.axis.step, line.axis.step)
-        )
-        blocks = _blocks((Atom(wide.axis.size, wide),) if pad else factors, k, s, count)
+        wide = replace(line, margins=(line.margins[0] + pad, line.margins[1] + pad))
+        count = (wide.size - k) // s + 1
+        blocks = _blocks((Atom(wide.size, wide),), k, s, count)
         if blocks is None:
             return None, False
         found.append(blocks)
@@ -416,25 +415,35 @@ def _reduced(axes: Axes, args: Sequence[Any], kwargs: dict[str, Any], name: str,
     return completed(tuple(factors for i, factors in enumerate(axes) if i not in gone))
 
 
-def _padded(axes: Axes, pads: Sequence[int], value: Tensor) -> Axes | None:
+def _padded(name: str, axes: Axes, pads: Sequence[int], value: Tensor) -> tuple[Axes | None, bool]:
+    """Padding by a constant lies nowhere, so it has no motion; other padding lies where the axis goes on."""
     result = list(axes)
+    constant = name == "constant_pad_nd"
     for i in range(len(pads) // 2):
         before, after = pads[2 * i], pads[2 * i + 1]
         dim = len(axes) - 1 - i
+        factors = axes[dim]
+        if constant and min(before, after) < 0:  # a crop
+            size = length(factors)
+            cut = _sliced(factors, max(0, -before), size - max(0, -after), 1)
+            if cut is None:
+                return None, False
+            before, after, factors = max(0, before), max(0, after), cut
+        line = whole_line(factors)
         if not before and not after:
-            continue
-        line = whole_line(axes[dim])
-        if line is not None and not line.shift:
-            axis = Axis(value.shape[dim], line.axis.start - before * line.axis.step, line.axis.step)
-            result[dim] = (Atom(value.shape[dim], replace(line, axis=axis)),)
-        elif not lies_in_plane(axes[dim]):
+            result[dim] = factors
+        elif line is not None and not line.shift and constant:
+            wide = replace(line, margins=(line.margins[0] + before, line.margins[1] + after))
+            result[dim] = (Atom(wide.size, wide),)
+        elif line is not None and not line.shift:
+            wide = replace(line.extended(), margins=(before, after)).extended()
+            result[dim] = (Atom(wide.size, wide),)
+        elif not lies_in_plane(factors):
             result[dim] = plain(value.shape[dim])
-        elif min(before, after) < 0:
-            return None
         else:  # tokens with room before or behind them
-            parts = (plain(before), axes[dim], plain(after))
+            parts = (plain(before), factors, plain(after))
             result[dim] = (Union(tuple(part for part in parts if length(part))),)
-    return tuple(result)
+    return tuple(result), constant and min(pads, default=0) >= 0
 
 
 def _sliced(factors: Factors, start: int, stop: int, step: int) -> Factors | None:
@@ -446,8 +455,14 @@ def _sliced(factors: Factors, start: int, stop: int, step: int) -> Factors | Non
         return plain(size)
     line = whole_line(factors)
     if line is not None and not line.shift:
-        axis = Axis(size, line.axis.start + start * line.axis.step, line.axis.step * step)
-        return (Atom(size, replace(line, axis=axis)),) if size > 1 else plain(size)
+        # Of the entries taken, those from ``first`` up to ``last`` are samples, the others lie in the margins.
+        begin = line.margins[0]
+        first, last = (min(max(0, -(-(place - start) // step)), size) for place in (begin, begin + line.axis.size))
+        if size < 2 or first >= last:
+            return plain(size)
+        a = line.axis
+        axis = Axis(last - first, a.start + (start + first * step - begin) * a.step, a.step * step)
+        return (Atom(size, replace(line, axis=axis, margins=(first, size - last))),)
     if len(factors) == 1 and isinstance(factors[0], Union) and step == 1:
         kept, at = [], 0
         for part in factors[0].parts:
@@ -572,8 +587,8 @@ def _roll(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, in
     for shift, dim in zip(shifts, dims, strict=True):
         line = whole_line(result[dim])
         if line is not None:
-            moved = replace(line, shift=(line.shift + shift) % line.axis.size)
-            result[dim] = (Atom(line.axis.size, moved),)
+            moved = replace(line, shift=(line.shift + shift) % line.size)
+            result[dim] = (Atom(line.size, moved),)
         elif lies_in_plane(result[dim]):
             return None
     return tuple(result)
@@ -586,7 +601,7 @@ def _flip(axes: Axes, args: list[Any], kwargs: dict[str, Any], value: Tensor, in
         if line is not None and not line.shift:
             a = line.axis
             axis = Axis(a.size, a.start + (a.size - 1) * a.step, -a.step)
-            result[dim] = (Atom(a.size, replace(line, axis=axis)),)
+            result[dim] = (Atom(line.size, replace(line, axis=axis, margins=line.margins[::-1])),)
         elif lies_in_plane(result[dim]):
             return None
     return tuple(result)
