@@ -22,7 +22,7 @@ from lie.run import (
 )
 
 from liederivative.layerwise.command import AliasingCommand, LayersCommand
-from liederivative.options import MeasureOptions
+from liederivative.options import MeasureOptions, NumClasses
 from liederivative.report.command import ReportCommand
 from liederivative.sweep.command import SweepCommand
 
@@ -50,7 +50,7 @@ class Measure(MeasureOptions):
     """names in timm, with or without a tag: resnet18, convnext_atto.d2_in1k"""
     checkpoint: str | None = None
     """use the weights in this file for the one model given: .safetensors, or a PyTorch file of plain tensors"""
-    num_classes: int | None = None
+    num_classes: NumClasses | None = None
     """size of the classifier, where the checkpoint's is not the model's usual one"""
     out: str = "runs/measure"
     """folder for the results, made if absent"""
@@ -78,7 +78,6 @@ class Measure(MeasureOptions):
         from liederivative.zoo import check_model_names
 
         generators = resolve_generators(self.generators or tuple(GENERATORS))
-        self.check()
         if self.checkpoint is not None and len(self.models) > 1:
             raise UserError(f"expected one model with --checkpoint, got {len(self.models)}: {', '.join(self.models)}")
         if self.checkpoint is not None and not Path(self.checkpoint).is_file():
@@ -164,11 +163,17 @@ class Measure(MeasureOptions):
 
 
 def _kept(path: Path, stamp: str) -> dict[str, Any] | None:
-    """The result in a model's file, if it was measured with the same settings, images and weights."""
+    """The result in a model's file, if it is whole and was measured with the same settings, images and weights."""
+    from liederivative.sweep.records import check_record
+
     if not path.exists():
         return None
-    record = read_json(path)
-    return record["result"] if isinstance(record, dict) and record.get("fingerprint") == stamp else None
+    try:
+        record = check_record(read_json(path), path)
+    except UserError as error:
+        print(f"{error}; it is measured again", file=sys.stderr)
+        return None
+    return record["result"] if "result" in record and record.get("fingerprint") == stamp else None
 
 
 def _show(records: Mapping[str, Any], quantity: str, num_images: int) -> None:

@@ -5,15 +5,29 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
-from lie.run import UserError, output_directory, print_table, provenance, resolve_device, unknown_name, write_json
+from lie.run import (
+    Count,
+    Seed,
+    UserError,
+    output_directory,
+    print_table,
+    provenance,
+    resolve_device,
+    unknown_name,
+    write_json,
+)
+from msgspec import Meta
 
-from liederivative.options import ModelOptions
+from liederivative.options import ModelOptions, NumClasses
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+
+_MAX_SAMPLES = 2**26  # on the finest grid: half a gigabyte in float64, and a few times that with spectra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +45,11 @@ class LayersCommand(ModelOptions):
     """names of generators, each decomposed by itself"""
     checkpoint: str | None = None
     """use the weights in this file: .safetensors, or a PyTorch file of plain tensors"""
-    num_classes: int | None = None
+    num_classes: NumClasses | None = None
     """size of the classifier, where the checkpoint's is not the model's usual one"""
     by: str = "layer"
     """layer, or type: one term a class of layers, several times faster"""
-    show: int = 15
+    show: Count = 15
     """so many of the largest terms are printed"""
     out: str = "runs/layers"
     """folder for the results, made if absent"""
@@ -52,11 +66,8 @@ class LayersCommand(ModelOptions):
         from liederivative.zoo import check_model_names, describe
 
         names = [one.name for one in resolve_generators(self.generators)]
-        self.check()
         if self.by not in ("layer", "type"):
             raise unknown_name("grouping", self.by, ("layer", "type"))
-        if self.show < 1:
-            raise UserError(f"expected --show of at least 1, got {self.show}")
         device, dtype = resolve_device(self.device), getattr(torch, self.dtype)
         check_model_names([self.model], pretrained=self.pretrained)  # last: timm takes seconds to import
         photographs = load_photographs(self.images, self.limit)
@@ -128,15 +139,15 @@ class AliasingCommand:
     operations: tyro.conf.Positional[tuple[str, ...]] = ()
     """relu gelu silu tanh sigmoid leaky_relu square, each also as "filtered relu"; "stride 2", "blur 2", "blur7 2",
     "average 2", "maxpool 2" and the same for 4; all by default"""
-    band_limits: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    band_limits: tuple[Annotated[float, Meta(gt=0.0, le=1.0)], ...] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     """of the input, as fractions of the Nyquist frequency"""
-    size: int = 128
+    size: Annotated[int, Meta(ge=4, le=65_536)] = 128
     """samples of a signal"""
-    signals: int = 32
+    signals: Count = 32
     """random signals a band limit"""
-    fine: int = 16
+    fine: Annotated[int, Meta(ge=1, le=1024)] = 16
     """how much finer the grid is that stands for the continuum in the theory"""
-    seed: int = 0
+    seed: Seed = 0
     """of the signals"""
     out: str = "runs/aliasing"
     """folder for the results, made if absent"""
@@ -149,8 +160,11 @@ class AliasingCommand:
         from liederivative.plots import plot_aliasing
 
         operations(self.operations or None)
-        if min(self.signals, self.fine) < 1:
-            raise UserError("expected --signals and --fine of at least 1")
+        samples = self.size * self.fine * self.signals
+        if samples > _MAX_SAMPLES:
+            raise UserError(
+                f"expected --size times --fine times --signals of at most {_MAX_SAMPLES} samples, got {samples}"
+            )
         with output_directory(self.out) as out:
             study = aliasing_study(
                 self.operations or None,

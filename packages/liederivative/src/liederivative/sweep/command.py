@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from lie.run import (
@@ -18,12 +18,14 @@ from lie.run import (
     write_json,
     write_text,
 )
+from msgspec import Meta
 
 from liederivative.options import MeasureOptions
 
 if TYPE_CHECKING:
     from liederivative.sweep.worker import Task
 
+Processes = Annotated[int, Meta(ge=1, le=4096)]
 _FREE = ("device", "batch_size", "tangents_per_pass", "backend", "workers", "threads", "address", "retry_failed")
 """settings that change where and how fast a result comes, not the result: a resumed sweep may choose them anew"""
 _NO_RESULT = (*_FREE, "models", "family", "exclude", "out", "resume")
@@ -52,9 +54,9 @@ class SweepCommand(MeasureOptions):
     """generators under which each model is also decomposed layer by layer; none by default"""
     backend: str = "loky"
     """loky: processes of this machine; serial: this process; dask or ray: a cluster"""
-    workers: int | None = None
+    workers: Processes | None = None
     """models at once; by default a quarter of the processors"""
-    threads: int | None = None
+    threads: Processes | None = None
     """processors a worker; by default all of this machine shared between the workers, and 1 on a cluster"""
     address: str | None = None
     """of the cluster: tcp://host:8786 for dask, ray://host:10001 or auto for ray; started here by default"""
@@ -135,13 +137,10 @@ class SweepCommand(MeasureOptions):
         from liederivative.sweep.selection import select_models
         from liederivative.sweep.worker import Task
 
-        self.check()
         generators = tuple(each.name for each in resolve_generators(self.generators or tuple(GENERATORS)))
         layers = tuple(each.name for each in resolve_generators(self.layers)) if self.layers else ()
         if self.backend not in BACKENDS:
             raise unknown_name("backend", self.backend, BACKENDS)
-        if self.threads is not None and self.threads < 1:
-            raise UserError(f"expected --threads of at least 1, got {self.threads}")
         if self.address is not None and self.backend not in ("dask", "ray"):
             raise UserError(
                 f"expected --address with --backend dask or ray; {self.backend} works on this machine alone"
@@ -180,8 +179,6 @@ class SweepCommand(MeasureOptions):
     def _workers(self) -> int:
         from liederivative.sweep.runner import default_workers
 
-        if self.workers is not None and self.workers < 1:
-            raise UserError(f"expected --workers of at least 1, got {self.workers}")
         return 1 if self.backend == "serial" else self.workers or default_workers()
 
     def _metrics(self, records: list[dict[str, Any]], rows: list[dict[str, Any]], tasks: list[Task]) -> dict[str, Any]:
