@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
+from chnn.mechanics import Assembly, Force
 from chnn.models import CHNN, CLNN, HNN, MLPPotential
 from chnn.models.potential import potential_gradient
-from chnn.systems import ChainPendulum, CoupledPendulum, Gyroscope, Rotor, Satellite
+from chnn.systems import (
+    CartPole,
+    ChainPendulum,
+    CoupledPendulum,
+    Gyroscope,
+    MagnetPendulum,
+    Rotor,
+    Satellite,
+    System,
+)
 from lie.run import UserError
 from torch import nn
 
@@ -137,3 +148,64 @@ def test_hnn_of_a_free_body_in_rotation_vectors():
 def test_errors():
     with pytest.raises(UserError, match=r"shape \(B, 2, n, d\)"):
         CHNN(ChainPendulum(2).constraints_on_points).rollout(torch.zeros(2, 2, 2), torch.linspace(0, 1, 2))
+
+
+@dataclass(frozen=True)
+class Swirl(Force):
+    """A force of positions that is no gradient: (-y, x) on the first point."""
+
+    def force(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """A quarter turn of the position."""
+        turned = torch.stack([-x[..., 0, 1], x[..., 0, 0]], -1).unsqueeze(-2)
+        return torch.cat([turned, torch.zeros_like(x[..., 1:, :])], -2)
+
+
+@dataclass(frozen=True)
+class Lorentz(Force):
+    """A force across the velocity: it keeps the energy, but not that of T + V with p = M v."""
+
+    def force(self, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """A quarter turn of the velocity."""
+        return torch.stack([-v[..., 1], v[..., 0]], -1)
+
+
+def _pendulum(force: Force | None = None, **damping: float) -> System:
+    world = Assembly(2)
+    bob = world.point("bob", 1.0, position=(0.6, -0.8))
+    world.tether(bob, (0, 0), 1.0)
+    world.gravity()
+    world.spring(bob, (1.0, 0.0), 3.0, 0.4)
+    if force is not None:
+        world.force(force)
+    if damping:
+        world.damping(damping["coefficient"], bob)
+    return System(world.build("pendulum"))
+
+
+@pytest.mark.parametrize("model", [CHNN, CLNN])
+def test_models_that_keep_energy_refuse_forces_that_do_not(model):
+    """Damping, a force with a curl, a force on velocities: each is named, with the remedy."""
+    for system, name in [
+        (CartPole(damping=0.5), "Damping"),
+        (_pendulum(coefficient=0.1), "Damping"),
+        (_pendulum(Swirl()), "Swirl"),
+        (_pendulum(Lorentz()), "Lorentz"),
+    ]:
+        with pytest.raises(UserError, match=rf"{model.__name__}.*{name}.*without it"):
+            model(system.description)
+    for system in (CartPole(), _pendulum(), _pendulum(coefficient=0.0), MagnetPendulum(), Gyroscope(), ChainPendulum()):
+        model(system.description, hidden=4)
+
+
+def test_hnn_refuses_a_damped_system():
+    with pytest.raises(UserError, match=r"HNN.*Damping"):
+        HNN(CartPole(damping=0.5))
+    HNN(CartPole(), hidden=4)
+
+
+def test_rattle_refuses_a_force_on_velocities():
+    """It would be evaluated at rest, where this one is zero."""
+    system = _pendulum(Lorentz())
+    t = torch.tensor([0.0, 0.1], dtype=torch.float64)
+    with pytest.raises(UserError, match=r"Lorentz.*dop853"):
+        system.simulate(system.sample(1), t, method="rattle", dt=0.01, backend="torch")

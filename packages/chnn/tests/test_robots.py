@@ -11,8 +11,8 @@ import pytest
 import torch
 from chnn.cli import main
 from chnn.formats import FEATURES, read_robot
-from chnn.storage import load_run
-from chnn.systems import ChainPendulum, FourBar, Robot, System
+from chnn.storage import Settings, load_run, simulate_run
+from chnn.systems import ChainPendulum, FourBar, Robot, System, arguments_of
 from chnn.systems.shapes import cuboid, lathe
 from lie.run import UserError
 from scipy.spatial.transform import Rotation
@@ -668,3 +668,52 @@ def test_the_command_simulates_a_file(tmp_path, capsys, monkeypatch):
     assert "a robot needs a file: chnn simulate --file" in fails("robot")
     assert "robot has no parameter --links" in fails("--file", limited, "--links", "3")
     assert "or --file ROBOT.xml" in fails()
+
+
+ROD = """<mujoco model="rod"><compiler inertiafromgeom="true"/><worldbody><body name="rod" pos="0 0 1">
+  <joint name="j" axis="0 1 0"{}/><geom type="box" size="0.02 0.03 0.3" pos="0 0 -0.3" contype="0" conaffinity="0"/>
+  </body></worldbody></mujoco>"""
+
+
+@pytest.mark.parametrize("gravity", [1.62, (0.5, 0.0, -1.62), np.array([0.5, 0.0, -1.62])])
+def test_a_robot_keeps_its_own_gravity_in_a_stored_run(tmp_path, gravity):
+    """Its acceleration from the stored run is that of the moon, also after resuming."""
+    path, out = tmp_path / "rod.xml", tmp_path / "run"
+    path.write_text(ROD.format(' range="-1 1"'))
+    robot = System.from_file(path, gravity=gravity, ignore=("limits",))
+    settings = Settings("robot", arguments_of(robot), trajectories=2, dt=0.1, horizon=0.2)
+    simulate_run(settings, out, system=robot)
+    simulate_run(settings, out, system=robot)  # nothing left to do, and nothing that differs
+    again = load_run(out).system
+    z = robot.sample(3, generator=generator())
+    torch.testing.assert_close(again.field(z), robot.field(z), rtol=0, atol=0)
+    forces = again.description.forces
+    assert [type(force).__name__ for force in forces] == ["Gravity"]
+    expected = [0.0, 0.0, -1.62] if np.ndim(gravity) == 0 else [0.5, 0.0, -1.62]
+    assert forces[0].acceleration.tolist() == expected
+
+
+def test_settings_of_another_robot_are_refused(tmp_path):
+    """A system with its own gravity beside settings that would make it with another."""
+    path = tmp_path / "rod.xml"
+    path.write_text(ROD.format(""))
+    settings = Settings("robot", {"file": str(path)}, trajectories=1, dt=0.1, horizon=0.2)
+    with pytest.raises(UserError, match=r"gravity.*arguments_of"):
+        simulate_run(settings, tmp_path / "run", system=System.from_file(path, gravity=1.62))
+    simulate_run(settings, tmp_path / "run", system=System.from_file(path))
+
+
+def test_a_model_learns_a_robot_of_a_file(tmp_path, capsys):
+    path, out = tmp_path / "rod.xml", tmp_path / "run"
+    path.write_text(ROD.format(' damping="0.1"'))
+    flags = ["--trajectories", "4", "--test-trajectories", "2", "--horizon", "0.3", "--dt", "0.05", "--steps", "3",
+             "--batch-size", "2", "--hidden", "4"]  # fmt: skip
+    assert main(["train", "--file", str(path), *flags, "--out", str(out)]) == 2
+    assert "RotationalDamping" in capsys.readouterr().err
+    path.write_text(ROD.format(' range="-1 1"'))
+    assert main(["train", "--file", str(path), *flags, "--out", str(out)]) == 2
+    assert "--ignore limits" in capsys.readouterr().err
+    assert main(["train", "--file", str(path), "--ignore", "limits", *flags, "--out", str(out)]) == 0
+    assert main(["evaluate", str(out)]) == 0
+    assert main(["train", "rotor", "--file", str(path), *flags, "--out", str(tmp_path / "two")]) == 2
+    assert "either SYSTEM or --file" in capsys.readouterr().err

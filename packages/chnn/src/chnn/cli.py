@@ -47,6 +47,12 @@ class Train(RunFlags, TrainChoices, SystemFlags):
     system: tyro.conf.Positional[str] = "chain-pendulum"
     """System: chain-pendulum, coupled-pendulum, magnet-pendulum, gyroscope, rotor, cart-pole, satellite, four-bar, bead
     or rope."""
+    file: Path | None = None
+    """URDF or MJCF file of a robot without damping, to learn instead of a SYSTEM."""
+    ignore: tuple[str, ...] = ()
+    """What to leave out of the file, such as limits contacts actuators; an error names what there is."""
+    base: str | None = None
+    """Of a URDF file: fixed or floating, whether its root link is held in space."""
     horizon: Positive | None = None
     """Length of the trajectories, s; the paper's by default."""
     dt: Positive | None = None
@@ -56,6 +62,7 @@ class Train(RunFlags, TrainChoices, SystemFlags):
 
     def run(self) -> None:
         """Train, evaluate, and write the run's folder."""
+        from chnn.systems import arguments_of
         from chnn.training import TrainConfig, build_model, build_system, train
 
         folder, resume = self.folder(), self.resume is not None
@@ -66,11 +73,12 @@ class Train(RunFlags, TrainChoices, SystemFlags):
             self.check_unchanged(config)
         else:
             check_free(folder)
-            system = self.system_called(self.system)
+            named = None if self.file is not None and self.system == Train.system else self.system
+            system = self.system_of(named, self.file, self.ignore, self.base)
             choices = {field.name: getattr(self, field.name) for field in fields(TrainChoices)}
             config = TrainConfig(
-                system=self.system,
-                parameters={key: value for key, value in system.parameters().items() if key != "gravity"},
+                system=named or "robot",
+                parameters=arguments_of(system),
                 dt=system.dt if self.dt is None else self.dt,
                 horizon=system.horizon if self.horizon is None else self.horizon,
                 **choices,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float
+from lie.run import UserError
 from torch import Tensor, nn
 
 from chnn.mechanics import (
@@ -20,6 +21,7 @@ from chnn.mechanics import (
     lagrangian_acceleration,
     mass_matrix,
 )
+from chnn.mechanics.conservative import refuse_dissipation
 from chnn.models.base import DynamicsModel
 from chnn.models.potential import MLPPotential, potential_gradient
 
@@ -36,6 +38,10 @@ class _Constrained(DynamicsModel):
         depth: int = 3,
     ) -> None:
         super().__init__()
+        if not isinstance(system, (Constraints, Description)):
+            raise UserError(f"expected a description (system.description) or constraints, got {type(system).__name__}")
+        if isinstance(system, Description):
+            refuse_dissipation(system, type(self).__name__)
         constraints = system if isinstance(system, Constraints) else system.constraints
         n, d = constraints.num_points, constraints.spatial_dim
         self.constraints = constraints
@@ -74,9 +80,12 @@ class CHNN(_Constrained):
 
     Args:
         system: the description of a system (``system.description``), whose constraints and bodies are given and whose
-            masses and forces are not looked at; or constraints alone, on point masses.
+            masses and forces are learnt; or constraints alone, on point masses.
         potential: any module x (..., n, d) -> (...); a tanh network by default.
         hidden, depth: width and hidden layers of the default potential.
+
+    Raises:
+        UserError: for a system with damping or another force that is no gradient of a potential.
 
     Laws: the flow is tangent to the constraints and keeps the learnt energy.
 

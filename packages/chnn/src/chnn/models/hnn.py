@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from chnn.mechanics import Description
+from chnn.mechanics.conservative import refuse_dissipation
 from chnn.models.base import DynamicsModel
 
 
@@ -43,10 +45,16 @@ class HNN(DynamicsModel):
     Args:
         coordinates: converts between Cartesian states and angles.
         hidden, depth: width and hidden layers of each network.
+
+    Raises:
+        UserError: for a system with damping or another force that is no gradient of a potential.
     """
 
     def __init__(self, coordinates: AngleCoordinates, *, hidden: int = 128, depth: int = 3) -> None:
         super().__init__()
+        description = getattr(coordinates, "description", None)
+        if isinstance(description, Description):
+            refuse_dissipation(description, type(self).__name__)
         n = coordinates.num_angles
         self.coordinates, self.n = coordinates, n
         self.mass_network = _mlp(2 * n, n * (n + 1) // 2, hidden, depth)

@@ -27,6 +27,7 @@ from lie.run import UserError
 from torch import Tensor
 
 from chnn.mechanics import Constraints, Metric
+from chnn.mechanics.conservative import depends_on_velocity
 from chnn.mechanics.constraints import solve_factor
 from chnn.mechanics.projection import residual_bound
 
@@ -93,6 +94,12 @@ def check_conservative(system: Any) -> None:
     """RATTLE is for forces of the positions alone."""
     if system.damped:
         raise UserError(f"{system.name} is damped, and RATTLE keeps energy; use method='dop853', or take damping away")
+    for force in system.description.forces:
+        if depends_on_velocity(force, system.description):
+            raise UserError(
+                f"{system.name} has a force on velocities ({type(force).__name__}), which RATTLE would leave out; use "
+                "method='dop853'"
+            )
 
 
 def substeps(t: Float[Tensor, " T"], dt: float) -> tuple[Tensor, Tensor]:

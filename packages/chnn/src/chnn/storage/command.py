@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import tyro
 from lie.run import Positive, Seed, UserError, output_directory, print_table, unknown_name
 
-from chnn.storage.flags import SystemFlags, flag_of
+from chnn.storage.flags import SystemFlags
 from chnn.storage.settings import Shard, Tolerance, Trajectories
 
 
@@ -18,12 +17,6 @@ def _shown(parameters: dict[str, Any]) -> dict[str, Any]:
     """Parameters for a title: of a robot the name of its file, without folder and digest."""
     shown = {key: value for key, value in parameters.items() if key != "digest" and value not in (None, [])}
     return {**shown, "file": Path(shown["file"]).name} if "file" in shown else shown
-
-
-def _as_flags(message: str) -> str:
-    """An error of a file with its remedies as flags: ignore=('limits', 'mimic') as --ignore limits mimic."""
-    message = re.sub(r"ignore=\(([^)]*)\)", lambda m: "--ignore " + " ".join(re.findall(r"[\w-]+", m[1])), message)
-    return re.sub(r"base=['\"](\w+)['\"]", r"--base \1", message)
 
 
 @dataclass(frozen=True)
@@ -104,7 +97,7 @@ class Simulate(SystemFlags):
             system, folder = settings.build(), self.resume
         else:
             assert self.out is not None
-            system, folder = self._new_system(), self.out
+            system, folder = self.system_of(self.system, self.file, self.ignore, self.base), self.out
             settings = Settings(
                 self.system or "robot", arguments_of(system), self.trajectories,
                 system.dt if self.dt is None else self.dt, system.horizon if self.horizon is None else self.horizon,
@@ -119,28 +112,6 @@ class Simulate(SystemFlags):
             metrics = simulate_run(settings, out, system=system, animation=kinds)
             self._draw(system, out, kinds)
             self._report(metrics, out)
-
-    def _new_system(self) -> Any:
-        from chnn.systems import system_by_name
-        from chnn.systems.names import check_parameters
-
-        if self.file is None:
-            if self.system is None:
-                raise UserError(
-                    "expected a SYSTEM to simulate, for example chain-pendulum, or --file ROBOT.xml; "
-                    "chnn simulate --help lists all"
-                )
-            if self.ignore or self.base is not None:
-                raise UserError("--ignore and --base say how to read a --file; give one")
-            return self.system_called(self.system)
-        if self.system is not None:
-            raise UserError(f"expected either SYSTEM or --file, got {self.system} and --file {self.file}")
-        given = {**self.given(), "file": str(self.file), "ignore": list(self.ignore), "base": self.base}
-        check_parameters("robot", {key: value for key, value in given.items() if value is not None}, flag_of)
-        try:
-            return system_by_name("robot", **given)
-        except UserError as error:
-            raise UserError(_as_flags(str(error))) from None
 
     def _refuse_changes(self, settings: Any) -> None:
         """With --resume, flags that say otherwise than the run."""

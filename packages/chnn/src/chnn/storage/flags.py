@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -21,6 +24,12 @@ def flag_of(parameter: str) -> str:
     """How a parameter of a system is written on the command line."""
     flag = parameter.replace("_", "-")
     return f"--{flag}" if parameter in (*_FLAGS, *_OF_FILES) else f"--set {parameter}="
+
+
+def _as_flags(message: str) -> str:
+    """An error of a file with its remedies as flags: ignore=('limits', 'mimic') as --ignore limits mimic."""
+    message = re.sub(r"ignore=\(([^)]*)\)", lambda m: "--ignore " + " ".join(re.findall(r"[\w-]+", m[1])), message)
+    return re.sub(r"base=['\"](\w+)['\"]", r"--base \1", message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +65,35 @@ class SystemFlags:
         given = self.given()
         check_parameters(name, {key: value for key, value in given.items() if value is not None}, flag_of)
         return system_from(name, given)
+
+    def system_of(
+        self, name: str | None, file: Path | None, ignore: Sequence[str] = (), base: str | None = None
+    ) -> System:
+        """The system called ``name``, or the robot of a file.
+
+        Raises:
+            UserError: for both or neither, and for what is wrong with either, with remedies as flags.
+        """
+        from chnn.systems import system_by_name
+        from chnn.systems.names import check_parameters
+
+        if file is None:
+            if name is None:
+                raise UserError(
+                    "expected a SYSTEM to simulate, for example chain-pendulum, or --file ROBOT.xml; "
+                    "chnn simulate --help lists all"
+                )
+            if ignore or base is not None:
+                raise UserError("--ignore and --base say how to read a --file; give one")
+            return self.system_called(name)
+        if name is not None:
+            raise UserError(f"expected either SYSTEM or --file, got {name} and --file {file}")
+        given = {**self.given(), "file": str(file), "ignore": list(ignore), "base": base}
+        check_parameters("robot", {key: value for key, value in given.items() if value is not None}, flag_of)
+        try:
+            return system_by_name("robot", **given)
+        except UserError as error:
+            raise UserError(_as_flags(str(error))) from None
 
     def given(self) -> dict[str, Any]:
         """Parameter -> value; None where not given.

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from chnn.simulation import IntegrationError
 from chnn.storage.settings import Plan, Settings, Shard, initial_states
 from chnn.storage.shards import Drifts, parquet_library, read_drifts, write_shard
-from chnn.systems import System
+from chnn.systems import SYSTEMS, Robot, System, arguments_of
 
 UNITS = {
     "t": "s",
@@ -77,6 +77,8 @@ def simulate_run(
     device = resolve_device(settings.device)
     if settings.format == "parquet":
         parquet_library()
+    if system is not None:
+        _check_same(settings, system)
     system = system or settings.build()
     plan = settings.plan(system)
     with output_directory(out):
@@ -120,6 +122,23 @@ def _simulate(
     }
     write_json(out / METRICS, metrics)
     return metrics
+
+
+def _check_same(settings: Settings, system: System) -> None:
+    """Refuse a system of a known name whose arguments are not those that the run would be read back with."""
+    if type(system) is not {**SYSTEMS, Robot.name: Robot}.get(settings.system):
+        return  # of your own, which `load_run` is given again
+    given = arguments_of(system)
+    if given == settings.parameters:
+        return
+    wanted = arguments_of(settings.build())
+    changed = [name for name in {**given, **wanted} if given.get(name) != wanted.get(name)]
+    if changed:
+        name = changed[0]
+        raise UserError(
+            f"the settings make a {settings.system} with {name} {wanted.get(name)!r}, got a system with "
+            f"{given.get(name)!r}; use Settings({settings.system!r}, arguments_of(system), ...)"
+        )
 
 
 def open_run(

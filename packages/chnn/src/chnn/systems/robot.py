@@ -62,14 +62,23 @@ class Robot(System):
         world, motions, shapes, reference = assemble(tree, left)
         left.check()
         self.file = Path(file).resolve()
-        self._arguments = {"ignore": list(left.ignore), "base": base, "gravity": gravity, "digest": tree.digest}
+        plain = gravity if gravity is None or np.ndim(gravity) == 0 else [float(each) for each in gravity]  # type: ignore[union-attr]
+        plain = float(plain) if plain is not None and np.ndim(plain) == 0 else plain  # type: ignore[arg-type]
+        self._arguments = {"ignore": list(left.ignore), "base": base, "gravity": plain, "digest": tree.digest}
         self._motions, self._looped = motions, bool(tree.loops)
         self._reference = torch.from_numpy(reference)
         for link, drawn in zip(tree.links, shapes, strict=True):
             for shape in drawn:
                 vertices, triangles = mesh_of(shape)
                 world.draw_mesh(world.handle(link.name), vertices @ shape.rotation.T + shape.position, triangles)
-        super().__init__(world.build(tree.name, states=None if self._looped else self._configurations()))
+        description = world.build(tree.name, states=None if self._looped else self._configurations())
+        if not self._looped and description.degrees_of_freedom != self.num_angles:
+            raise UserError(
+                f"{Path(file).name} has {self.num_angles} joint coordinates, but its constraints leave "
+                f"{description.degrees_of_freedom} degrees of freedom; its sizes differ by more than double precision "
+                "holds: weld what is far smaller than the rest, or leave it out"
+            )
+        super().__init__(description)
 
     def _configurations(self) -> Tensor:
         """The reference and seven random configurations."""
