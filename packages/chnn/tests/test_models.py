@@ -146,7 +146,7 @@ def test_hnn_of_a_free_body_in_rotation_vectors():
 
 
 def test_errors():
-    with pytest.raises(UserError, match=r"shape \(B, 2, n, d\)"):
+    with pytest.raises(UserError, match=r"shape \(B, 2, 2, 2\)"):
         CHNN(ChainPendulum(2).constraints_on_points).rollout(torch.zeros(2, 2, 2), torch.linspace(0, 1, 2))
 
 

@@ -95,7 +95,11 @@ def project_positions(
         moved = position_step(constraints, metric, x)
         x = torch.where(done[..., None, None], x, moved)
         done = done | (constraints.residual(x).abs().amax(-1) <= bound)
-    return x, ~done
+    # A sample that is on the constraints is not moved, and the derivative of that is the identity. That of the
+    # projection is the derivative of Newton's steps: the first of one, the second of two.
+    moved = position_step(constraints, metric, position_step(constraints, metric, x))
+    change = moved - moved.detach()  # zero, or not a number at a singular configuration
+    return torch.where(change == 0.0, x.detach() + change, x), ~done
 
 
 def residual_bound(constraints: Constraints, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:

@@ -44,13 +44,13 @@ class DynamicsModel(nn.Module, ABC):
         atol: float = 1e-9,
     ) -> Float[Tensor, "B T 2 n d"]:
         """Predicted trajectories from ``z0`` at the times ``t``, by `lie.integrators.odeint`."""
-        if z0.ndim != 4 or z0.shape[1] != 2:
-            raise UserError(f"expected initial states of shape (B, 2, n, d), got {tuple(z0.shape)}")
+        self._check_states(z0)
         states = odeint(self, self.encode(z0), t.to(z0), method=method, rtol=rtol, atol=atol)
         return self.decode(states).transpose(0, 1)
 
     def rk4_rollout(self, z0: Float[Tensor, "B 2 n d"], dt: float, steps: int) -> Float[Tensor, "B T 2 n d"]:
         """The training integrator: one classical Runge-Kutta step per interval, T = steps + 1 states."""
+        self._check_states(z0)
         state = self.encode(z0)
         states = [state]
         for _ in range(steps):
@@ -61,3 +61,16 @@ class DynamicsModel(nn.Module, ABC):
             state = state + dt / 6.0 * (k1 + 2.0 * k2 + 2.0 * k3 + k4)
             states.append(state)
         return self.decode(torch.stack(states, dim=1))
+
+    def _check_states(self, z0: Tensor) -> None:
+        """Refuse states that the model cannot start from, before its layers fail or broadcast."""
+        constraints = getattr(self, "constraints", None)
+        n, d = ("n", "d") if constraints is None else (constraints.num_points, constraints.spatial_dim)
+        if not isinstance(z0, Tensor):
+            raise UserError(f"expected initial states as a torch tensor, got {type(z0).__name__}")
+        if z0.ndim != 4 or z0.shape[1] != 2 or len(z0) == 0 or (n != "n" and tuple(z0.shape[2:]) != (n, d)):
+            raise UserError(f"expected initial states of shape (B, 2, {n}, {d}), at least one, got {tuple(z0.shape)}")
+        dtype = next(self.parameters()).dtype
+        if z0.dtype != dtype:
+            raise UserError(f"expected initial states in the dtype of the model, {dtype}, got {z0.dtype}; use "
+                            "z0.to(dtype) or model.to(z0.dtype)")  # fmt: skip

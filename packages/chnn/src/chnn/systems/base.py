@@ -184,6 +184,7 @@ class System:
 
     def potential(self, x: Float[Tensor, "*batch n d"]) -> Float[Tensor, "*batch"]:
         """Potential energy of positions, joules."""
+        self._check_points(x, "positions")
         total = x.new_zeros(x.shape[:-2])
         for force in self.parts(x)[3]:
             total = total + force.potential(x)
@@ -191,6 +192,9 @@ class System:
 
     def force(self, x: Float[Tensor, "*batch n d"], v: Float[Tensor, "*batch n d"] | None = None) -> Tensor:
         """All forces of the system on its points (..., n, d), newtons; those on velocities for ``v``, 0 by default."""
+        self._check_points(x, "positions")
+        if v is not None:
+            self._check_points(v, "velocities")
         total = _sum(self.parts(x)[3], x, torch.zeros_like(x) if v is None else v)
         return torch.zeros_like(x) if total is None else total
 
@@ -468,6 +472,15 @@ class System:
         """The length that violations are measured against, m."""
         lengths = self.constraints_on_points.lengths
         return float(lengths.max()) if len(lengths) and float(lengths.max()) > 0 else 1.0
+
+    def _check_points(self, x: Tensor, what: str) -> None:
+        n, d = self.num_points, self.spatial_dim
+        if not isinstance(x, Tensor):
+            raise UserError(f"expected {what} as a torch tensor, got {type(x).__name__}; use torch.as_tensor(x)")
+        if x.shape[-2:] != (n, d):
+            raise UserError(f"expected {what} of shape (..., {n}, {d}) for {self.name}, got {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise UserError(f"expected floating-point {what}, got {x.dtype}; use x.double()")
 
     def _split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         n, d = self.num_points, self.spatial_dim

@@ -1,0 +1,177 @@
+"""Public functions of systems are right for an input or refuse it: dtypes, shapes, gradients, numbers that are none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from chnn.models import CHNN, CLNN, HNN
+from chnn.systems import (
+    Bead,
+    CartPole,
+    ChainPendulum,
+    FourBar,
+    Gyroscope,
+    MagnetPendulum,
+    Rope,
+    Satellite,
+    System,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SYSTEMS = {
+    s.name: s
+    for s in (ChainPendulum(links=2), Gyroscope(), CartPole(damping=0.1), Bead(), MagnetPendulum(), FourBar(),
+              Satellite(), Rope(links=4))
+}  # fmt: skip
+VERBS = (
+    *("kinetic", "potential", "energy", "energy_scale", "momentum", "angular_momentum", "constraints"),
+    *("velocity_constraints", "project", "field", "momentum_field", "force", "compiled_field", "to_angles"),
+)
+MODELS = {
+    "chnn": CHNN(ChainPendulum(links=2).description, hidden=8).double(),
+    "clnn": CLNN(ChainPendulum(links=2).description, hidden=8).double(),
+    "hnn": HNN(ChainPendulum(links=2), hidden=8).double(),
+}
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def verb(system: System, name: str) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """A public function of states."""
+    if name == "potential":
+        return lambda z: system.potential(z[..., 0, :, :])
+    if name == "force":
+        return lambda z: system.force(z[..., 0, :, :], z[..., 1, :, :])
+    if name == "compiled_field":
+        return system.compiled_field()
+    return getattr(system, name, None)
+
+
+INPUTS = (
+    "half",
+    "bfloat16",
+    "int",
+    "complex",
+    "shape",
+    "numpy",
+    "empty",
+    "float32",
+    "strided",
+    "expanded",
+    "axes",
+    "one",
+)
+
+
+@given(st.sampled_from(sorted(SYSTEMS)), st.sampled_from(VERBS), st.sampled_from(INPUTS), st.integers(0, 2**16))
+@settings(max_examples=250, deadline=None, derandomize=True)
+def test_states_of_every_kind_are_right_or_refused(name, called, kind, seed):
+    system = SYSTEMS[name]
+    function = verb(system, called)
+    if function is None:
+        return
+    z = system.sample(3, generator=generator(seed))
+    expected = function(z)
+    given_state, wanted = {
+        "half": lambda: (z.half(), expected), "bfloat16": lambda: (z.bfloat16(), expected),
+        "int": lambda: (z.long(), None), "complex": lambda: (z.to(torch.complex128), None),
+        "shape": lambda: (z[..., :1], None), "numpy": lambda: (z.numpy(), None),
+        "empty": lambda: (z[:0], expected[:0]), "float32": lambda: (z.float(), expected),
+        "strided": lambda: (z.transpose(0, 1).contiguous().transpose(0, 1), expected),
+        "expanded": lambda: (z[:1].expand(4, -1, -1, -1), expected[:1].expand(4, *expected.shape[1:])),
+        "axes": lambda: (z.unsqueeze(1), expected.unsqueeze(1)), "one": lambda: (z[0], expected[0]),
+    }[kind]()  # fmt: skip
+    if wanted is None or (kind in ("half", "bfloat16") and called != "to_angles"):
+        with pytest.raises((ValueError, TypeError), match="expected"):
+            function(given_state)
+        return
+    got = function(given_state)
+    assert got.shape == wanted.shape and got.dtype == given_state.dtype
+    # Rounding of the inputs, by how much a dozen operations and a solve of condition 100 enlarge it.
+    size = 1.0 + float(wanted.abs().max()) if wanted.numel() else 1.0
+    tolerance = {torch.float64: 1e-11, torch.float32: 3e-4, torch.float16: 0.1, torch.bfloat16: 0.5}[got.dtype] * size
+    off = (got.double() - wanted).abs()
+    if called == "to_angles":
+        off = torch.minimum(off, (off - 2.0 * torch.pi).abs())
+    assert not off.numel() or float(off.max()) <= tolerance
+
+
+@pytest.mark.parametrize("called", VERBS)
+@pytest.mark.parametrize("name", sorted(SYSTEMS))
+def test_gradients_are_those_of_difference_quotients(name, called):
+    """In reverse and forward mode; what does not depend on the state has no graph."""
+    system = SYSTEMS[name]
+    function = verb(system, called)
+    if function is None:
+        return
+    z = system.sample(2, generator=generator(1))
+    direction = torch.randn(z.shape, generator=generator(2), dtype=torch.float64)
+    h = 1e-5
+    quotient = (function(z + h * direction) - function(z - h * direction)) / (2.0 * h)
+    start = z.clone().requires_grad_()
+    out = function(start)
+    if not out.requires_grad:
+        assert float(quotient.abs().max()) == 0.0
+        return
+    weights = torch.randn(out.shape, generator=generator(3), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((out * weights).sum(), start)
+    size = 1.0 + float((weights * quotient).abs().sum())
+    # The error of a central difference, h^2 times a third derivative, and rounding over h.
+    assert abs(float((gradient * direction).sum() - (weights * quotient).sum())) <= 1e-6 * size
+    if called != "project":  # which waits for convergence
+        _, tangent = torch.func.jvp(function, (z,), (direction,))
+        torch.testing.assert_close(tangent, quotient, rtol=1e-6, atol=1e-6 * size)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("called", ["kinetic", "energy", "constraints", "field", "momentum_field", "compiled_field"])
+@pytest.mark.parametrize("name", sorted(SYSTEMS))
+def test_numbers_that_are_none_stay_in_their_sample(name, called, bad):
+    """The sample's own result is not finite, and the others have the same bits as without it."""
+    system = SYSTEMS[name]
+    function = verb(system, called)
+    assert function is not None
+    z = system.sample(3, generator=generator(1))
+    expected = function(z)
+    z[1] = bad
+    got = function(z)
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got[2], expected[2], rtol=1e-12, atol=1e-12)
+    assert not bool(got[1].isfinite().all())
+    with pytest.raises(ValueError, match="sample \\[1\\]"):
+        system.project(z)
+
+
+def test_projection_and_forces_keep_the_law():
+    """A projected state satisfies its constraints; the field keeps the energy of an undamped system."""
+    for system in SYSTEMS.values():
+        z = system.sample(5, generator=generator(4))
+        shaken = z + 0.01 * torch.randn(z.shape, generator=generator(5), dtype=torch.float64)
+        back = system.project(shaken)
+        assert float(system.constraints(back).abs().max()) < 1e-12
+        assert float(system.velocity_constraints(back).abs().max()) < 1e-11
+        if system.damped:
+            continue
+        start = back.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(system.energy(start).sum(), start)
+        power = (gradient * system.field(back)).sum((-3, -2, -1))
+        assert float(power.abs().max()) < 1e-9 * (1.0 + float(system.energy(back).abs().max()))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_models_refuse_or_are_right(name):
+    """Rollouts of no state, of strided states, and the refusal of other shapes and dtypes."""
+    model = MODELS[name]
+    z = ChainPendulum(links=2).sample(3, generator=generator())
+    t = torch.linspace(0.0, 0.1, 3, dtype=torch.float64)
+    expected = model.rollout(z, t)
+    strided = z.transpose(0, 1).contiguous().transpose(0, 1)
+    torch.testing.assert_close(model.rollout(strided, t), expected, rtol=1e-9, atol=1e-9)
+    for wrong in (z[0], z.long(), z[..., :1], z.float(), z[:0]):
+        with pytest.raises((ValueError, TypeError), match="expected"):
+            model.rollout(wrong, t)
