@@ -801,3 +801,129 @@ def test_forward_mode_of_a_number_keeps_the_dtype():
     assert jet(lambda y: 0.5 * y.sin(), x[0], [x[1], x[2]], order=3)[1].dtype == torch.float32
     assert poisson_bracket(f, f)(x).dtype == torch.float32
     assert lie_derivative(f, x, lambda y: y, lambda y: y).dtype == torch.float32
+
+
+# --- what is right or refused, whatever the operators, dtypes and layouts ---
+
+_LIBRARY = torch.library.Library("lie_tests", "FRAGMENT")
+_LIBRARY.define("square_of_cpu(Tensor x) -> Tensor")
+_LIBRARY.impl("square_of_cpu", lambda x: x * x, "CPU")
+_LIBRARY.define("square_of_parts(Tensor x) -> Tensor")
+_LIBRARY.impl("square_of_parts", lambda x: x * x, "CompositeImplicitAutograd")
+_LIBRARY.define("count_of(Tensor x) -> Tensor")
+_LIBRARY.impl("count_of", lambda x: torch.tensor(x.numel()), "CPU")
+
+
+@torch.library.custom_op("lie_tests::square_with_backward", mutates_args=())
+def square_with_backward(x: torch.Tensor) -> torch.Tensor:
+    return x * x
+
+
+square_with_backward.register_autograd(
+    lambda ctx, g: 2.0 * ctx.saved_tensors[0] * g,
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+@torch.library.custom_op("lie_tests::square_alone", mutates_args=())
+def square_alone(x: torch.Tensor) -> torch.Tensor:
+    return x * x
+
+
+DROPS_TANGENTS = {
+    "square_of_cpu": torch.ops.lie_tests.square_of_cpu,
+    "square_with_backward": square_with_backward,
+    "square_alone": square_alone,
+}
+
+
+@pytest.mark.parametrize("name", DROPS_TANGENTS)
+def test_an_operator_without_a_forward_mode_formula_is_refused_and_not_zero(name):
+    f, x = DROPS_TANGENTS[name], torch.tensor([1.0, 2.0, 3.0, 4.0])
+    assert not torch.func.jvp(f, (x,), (x,))[1].any()  # torch's own answer for the derivative 2 x^2
+    energy = lambda z: f(z).sum(-1)  # noqa: E731
+    attempts = [
+        lambda: jvp_along(f, x, x),
+        lambda: jvp_along(lambda y: 3.0 * f(y.sin()) + y, x, torch.stack([x, x])),
+        lambda: jvp_along(lambda y: f(torch.func.vmap(torch.sin)(y)), x, x),
+        lambda: lie_derivative(f, x, lambda y: y),
+        lambda: lie_bracket(f, torch.sin)(x),
+        lambda: jet(f, x, x, order=2),
+        lambda: poisson_bracket(energy, lambda z: z[..., 0])(x),
+        lambda: jvp_along(lambda y: torch.func.jvp(f, (y,), (y,))[0], x, x),
+    ]
+    if name == "square_of_cpu":  # torch.func.grad is silently 0 too; of the other two torch says what is missing
+        attempts += [lambda: hamiltonian_field(energy)(x), lambda: lagrangian_field(energy)(x)]
+        attempts += [lambda: poisson_bracket(lambda z: z[..., 0], energy)(x)]
+    for attempt in attempts:
+        with pytest.raises(ValueError, match=f"got lie_tests::{name}.*, which has none"):
+            attempt()
+
+
+def test_foreign_operators_that_keep_tangents_or_have_none_are_not_refused():
+    x = torch.tensor([1.0, 2.0])
+    torch.testing.assert_close(jvp_along(torch.ops.lie_tests.square_of_parts, x, x)[1], 2 * x * x, rtol=0, atol=0)
+    torch.testing.assert_close(jvp_along(lambda y: y * square_alone(torch.ones(2)), x, x)[1], x, rtol=0, atol=0)
+    torch.testing.assert_close(jvp_along(lambda y: y * torch.ops.lie_tests.count_of(y), x, x)[1], 2 * x, rtol=0, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(jvp_along(lambda y: y * square_alone(y.detach()), x, x)[1], x**3, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_mechanics_in_low_precision_empty_expanded_and_with_gradients(dtype):
+    H = lambda z: 0.5 * z[..., 2:].square().sum(-1) - z[..., :2].cos().sum(-1)  # noqa: E731
+    L = lambda z: 0.5 * z[..., 2:].square().sum(-1) + z[..., :2].cos().sum(-1)  # noqa: E731
+    z = torch.tensor([[0.3, -1.2, 0.5, 2.0], [1.0, 0.0, -0.7, 0.1]]).to(dtype)
+    exact = torch.cat([z.double()[:, 2:], -z.double()[:, :2].sin()], dim=-1)  # both are the pendulum's equations
+    for field in (hamiltonian_field(H), lagrangian_field(L)):
+        # One rounding of a sine, one of the sum.
+        assert (field(z).double() - exact).abs().max() <= 2.0 * torch.finfo(dtype).eps
+        assert field(z).dtype == dtype and field(z[:0]).shape == (0, 4)
+        assert torch.equal(field(z[:1].expand(3, 4)), field(z[:1]).expand(3, 4))
+        assert torch.equal(field(z.mT.contiguous().mT), field(z))
+        assert torch.isnan(lagrangian_field(L, check=False)(z * torch.nan)).any()
+        start = z.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(field(start).sum(), start)
+        assert (slope.double() - torch.cat([-z.double()[:, :2].cos(), torch.ones(2, 2)], -1)).abs().max() <= (
+            2.0 * torch.finfo(dtype).eps
+        )
+    bracket = poisson_bracket(H, lambda z: z[..., 2])  # {H, p} = dH/dq
+    assert (bracket(z[:1].expand(3, 4)).double() - z.double()[0, 0].sin()).abs().max() <= torch.finfo(dtype).eps
+    wide = z[:1].expand(3, 4)
+    assert torch.equal(lie_bracket(torch.sin, torch.cos)(wide)[1], lie_bracket(torch.sin, torch.cos)(wide[0].clone()))
+
+
+def test_constant_functions_have_zero_derivatives():
+    z = torch.ones(3, 4)
+    constant = lambda z: torch.zeros(z.shape[:-1])  # noqa: E731
+    assert not hamiltonian_field(constant)(z).any() and not poisson_bracket(constant, constant)(z).any()
+    assert not jvp_along(lambda x: torch.ones(2), z, z)[1].any()
+    assert not lie_derivative(lambda x: torch.ones(2), z, lambda x: x).any()
+    assert not jet(lambda x: torch.ones(2), z, z, order=2)[1].any()
+    with pytest.raises(ValueError, match="positive definite mass matrix"):
+        lagrangian_field(constant)(z)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda z: hamiltonian_field(lambda z: z)(z), r"H to give one value a state, shape \(3,\)"),
+        (lambda z: hamiltonian_field(lambda z: z.sum())(z), r"H to give one value a state, shape \(3,\)"),
+        (lambda z: hamiltonian_field(lambda z: 1.0)(z), "value of H as a tensor"),
+        (lambda z: hamiltonian_field(lambda z: z.sum(-1))(z.long()), "floating-point states"),
+        (lambda z: hamiltonian_field(lambda z: z.sum(-1))(z.tolist()), "the state as a tensor"),
+        (lambda z: poisson_bracket(lambda z: z.sum(-1), lambda z: z.sum(-1))(z.cfloat()), "floating-point states"),
+        (lambda z: lagrangian_field(lambda z: z.sum(-1))(z.to(torch.float8_e5m2)), "floating-point states"),
+        (lambda z: lie_bracket(torch.sin, torch.cos)(z.cfloat()), "floating-point points"),
+        (lambda z: lie_bracket(lambda x: x.double(), torch.cos)(z), "field X to give a tensor of torch.float32"),
+        (lambda z: lie_bracket(lambda x: None, torch.cos)(z), "map to tensors|field X"),
+        (lambda z: lie_derivative(torch.sin, z, lambda x: x, lambda x: x.double()), "field_out to give a tensor of"),
+        (lambda z: lie_derivative(torch.sin, z, lambda x: None), "expected tensors for a point and its tangent"),
+        (lambda z: jvp_along(torch.sin, z, z.to("meta")), "one device, got cpu and meta"),
+        (lambda z: jvp_along(torch.sin, [1.0], [1.0]), "expected tensors for a point"),
+        (lambda z: jvp_along(lambda x: 1.0, z, z), "expected a map to tensors, got float"),
+    ],
+)
+def test_wrong_fields_and_points_are_refused_by_name(attempt, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        attempt(torch.ones(3, 4))

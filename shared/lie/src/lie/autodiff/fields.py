@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.autodiff.jvp import jvp_along, pushforward
+from lie.groups.checks import check_floating, check_tensor
 
 
 def lie_derivative(
@@ -62,6 +63,9 @@ def lie_derivative(
     if field_out is None:
         return along
     expected = field_out(value)
+    if not isinstance(expected, Tensor) or expected.dtype != along.dtype:
+        got = expected.dtype if isinstance(expected, Tensor) else type(expected).__name__
+        raise TypeError(f"expected field_out to give a tensor of {along.dtype}, the dtype of f(x), got {got}")
     if expected.shape != along.shape:
         raise ValueError(
             f"expected field_out to give {tuple(along.shape)}, the shape of the derivative of f(x), for f(x) of shape "
@@ -82,6 +86,7 @@ def lie_bracket(X: Callable[[Tensor], Tensor], Y: Callable[[Tensor], Tensor]) ->
 
     Raises:
         ValueError: when called, if a field is not shaped as the point.
+        TypeError: when called, if a field has another dtype, or the point is not floating-point.
 
     Laws: ``[X, Y] == -[Y, X]``; ``[X, f Y] == f [X, Y] + (Df[X]) Y`` (Leibniz);
     ``[X, [Y, Z]] + [Y, [Z, X]] + [Z, [X, Y]] == 0`` (Jacobi). The flows of X and Y commute where it vanishes.
@@ -98,6 +103,8 @@ def lie_bracket(X: Callable[[Tensor], Tensor], Y: Callable[[Tensor], Tensor]) ->
 
     def bracket(*args: Tensor) -> Tensor:
         x = args[-1]
+        check_tensor(x, "the point")
+        check_floating(x, "points")
         along_y = _shaped_as(x, Y(x), "Y")
         along_x, change_of_x = pushforward(X, (x,), (along_y,))
         _, change_of_y = pushforward(Y, (x,), (_shaped_as(x, along_x, "X"),))
@@ -107,6 +114,9 @@ def lie_bracket(X: Callable[[Tensor], Tensor], Y: Callable[[Tensor], Tensor]) ->
 
 
 def _shaped_as(x: Tensor, velocity: Tensor, name: str) -> Tensor:
+    if not isinstance(velocity, Tensor) or velocity.dtype != x.dtype:
+        got = velocity.dtype if isinstance(velocity, Tensor) else type(velocity).__name__
+        raise TypeError(f"expected the field {name} to give a tensor of {x.dtype}, the dtype of the point, got {got}")
     if velocity.shape != x.shape:
         raise ValueError(
             f"expected the field {name} to give a velocity of the shape of the point, {tuple(x.shape)}, "

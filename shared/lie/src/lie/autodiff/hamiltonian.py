@@ -18,11 +18,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lie.autodiff.foreign import refusing_foreign
 from lie.autodiff.jvp import pushforward
+from lie.groups.checks import check_floating, check_tensor
 
 
 def phase_space_halves(z: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Positions and momenta (or velocities): the two halves of ``z`` along ``dim``."""
+    check_tensor(z, "the state")
+    check_floating(z, "states")
     if not -z.ndim <= dim < z.ndim or z.shape[dim] % 2:
         raise ValueError(f"expected positions and momenta, equally many, along axis {dim}, got shape {tuple(z.shape)}")
     q, p = z.chunk(2, dim=dim) if z.shape[dim] else (z, z)
@@ -34,7 +38,9 @@ def gradient(f: Callable[[Tensor], Tensor], z: Tensor, dim: int, name: str) -> T
     batch = z.shape[: dim % z.ndim]
 
     def total(point: Tensor) -> Tensor:
-        value = f(point)
+        with refusing_foreign():
+            value = f(point)
+        check_tensor(value, f"the value of {name}")
         if value.shape != batch:
             raise ValueError(
                 f"expected {name} to give one value a state, shape {tuple(batch)} for states {tuple(z.shape)} with "
@@ -56,7 +62,7 @@ class HamiltonianField:
         """The velocity at ``args[-1]``, of its shape."""
         z = args[-1]
         phase_space_halves(z, self.dim)
-        along_q, along_p = torch.func.grad(lambda point: self.H(point).sum())(z).chunk(2, dim=self.dim)
+        along_q, along_p = gradient(self.H, z, self.dim, "H").chunk(2, dim=self.dim)
         return torch.cat([along_p, -along_q], dim=self.dim)
 
 

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from lie.autodiff.foreign import refusing_foreign
 
 
 def jvp_along(
@@ -33,8 +35,9 @@ def jvp_along(
         ``f`` runs once, for several tangents once a chunk, and computes its value once however many tangents there are.
 
     Raises:
-        ValueError: if ``v`` is not shaped as ``x`` (or one axis more in front), or ``chunk_size`` is not positive.
-        TypeError: if dtypes differ or are not floating-point.
+        ValueError: if ``v`` is not shaped as ``x`` (or one axis more in front), or ``chunk_size`` is not positive; if
+            ``f`` uses an operator from outside torch that has no forward-mode derivative (`lie.autodiff.foreign`).
+        TypeError: if dtypes differ or are not floating-point, or ``f`` returns what is no tensor.
 
     Laws: linear in ``v``; ``jvp_along(g o f, x, v) == jvp_along(g, f(x), Df(x)[v])`` (chain rule).
 
@@ -68,13 +71,33 @@ def pushforward(f: Callable[..., Any], points: tuple[Any, ...], tangents: tuple[
 
     Forward mode of a tensor without axes times a Python number, ``0.5 * x.sum()``, is float64 whatever x is.
     """
-    value, along = torch.func.jvp(f, points, tangents)  # type: ignore[misc]  (two without has_aux)
+    points, tangents = tree_map(_without_overlap, points), tree_map(_without_overlap, tangents)
+
+    def checked(*args: Any) -> Any:
+        with refusing_foreign():
+            value = f(*args)
+        for result in tree_leaves(value):
+            if not isinstance(result, Tensor):
+                raise TypeError(f"expected a map to tensors, got {type(result).__name__} among the values of f(x)")
+        return value
+
+    value, along = torch.func.jvp(checked, points, tangents)  # type: ignore[misc]  (two without has_aux)
     return value, tree_map(lambda a, b: b.to(a.dtype), value, along)
+
+
+def _without_overlap(x: Tensor) -> Tensor:
+    """``x``, copied where several of its entries share memory, as of `expand`: forward mode writes to its tangents."""
+    return x.contiguous() if any(s == 0 and n > 1 for s, n in zip(x.stride(), x.shape, strict=True)) else x
 
 
 def _number_of_tangents(points: list[Tensor], tangents: list[Tensor]) -> int | None:
     """How many tangents are stacked in front; None for a single one, without an axis for them."""
     for x, v in zip(points, tangents, strict=True):
+        if not isinstance(x, Tensor) or not isinstance(v, Tensor):
+            other = v if isinstance(x, Tensor) else x
+            raise TypeError(f"expected tensors for a point and its tangent, got {type(other).__name__}")
+        if x.device != v.device:
+            raise ValueError(f"expected a point and a tangent on one device, got {x.device} and {v.device}")
         if not x.is_floating_point() or v.dtype != x.dtype:
             raise TypeError(f"expected a point and a tangent of one floating-point dtype, got {x.dtype} and {v.dtype}")
     if all(v.shape == x.shape for x, v in zip(points, tangents, strict=True)):

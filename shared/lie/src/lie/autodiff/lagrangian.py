@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lie.autodiff.hamiltonian import gradient, phase_space_halves
 from lie.autodiff.jvp import jvp_along
+from lie.groups.precision import HALF
 
 
 class LagrangianField:
@@ -36,6 +37,8 @@ class LagrangianField:
         z = args[-1]
         _, v = phase_space_halves(z, self.dim)
         force, mass, transport = self._expansion(z)
+        if z.dtype in HALF:  # for which no factorisation exists
+            force, mass, transport = force.float(), mass.float(), transport.float()
         rest = (force - transport).unsqueeze(-1)  # (..., N, 1)
         if self.check:
             try:
@@ -51,7 +54,7 @@ class LagrangianField:
             factor, info = torch.linalg.cholesky_ex(mass)
             a = torch.cholesky_solve(rest, factor)
             a = a.masked_fill((info != 0)[..., None, None], torch.nan)
-        return torch.cat([v, a.reshape(v.shape)], dim=self.dim)
+        return torch.cat([v, a.reshape(v.shape).to(v.dtype)], dim=self.dim)
 
     def mass_matrix(self, z: Float[Tensor, "..."]) -> Float[Tensor, "*batch N N"]:
         """The mass matrix ``d2L/dv2`` of each state, its N velocities in their order in memory."""
