@@ -40,12 +40,15 @@ def measure_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     check_precision: bool = True,
+    verify: bool = True,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """The local equivariance errors of a classifier on photographs, its outputs taken as invariant.
 
     In float32 the first photograph is measured in float64 as well, unless ``check_precision`` is off; the largest
-    relative difference is in the record, and a `PrecisionWarning` tells where it exceeds 1 %.
+    relative difference is in the record, and a `PrecisionWarning` tells where it exceeds 1 %. Its derivatives are also
+    compared with difference quotients, unless ``verify`` is off: a way of differentiating that misses a part of the
+    derivative is not used, and the difference is in the record.
 
     Returns:
         A JSON record: weights, preprocessing, the way of differentiating, seconds, and per generator
@@ -70,15 +73,22 @@ def measure_model(
             batch_size=batch_size,
             tangents_per_pass=tangents_per_pass,
             check_precision=check_precision,
+            verify=verify,
             progress=progress,
         )
     return {
         **describe(model),
         "method": errors.method,
-        "float64_difference": None if math.isnan(errors.float64_difference) else errors.float64_difference,
+        "float64_difference": number_or_none(errors.float64_difference),
+        "difference_quotient_difference": number_or_none(errors.difference),
         "seconds": round(time.perf_counter() - start, 2),
         "generators": generator_records(errors),
     }
+
+
+def number_or_none(value: float | None) -> float | None:
+    """A number as JSON has it: None for NaN."""
+    return None if value is None or math.isnan(value) else value
 
 
 @contextmanager

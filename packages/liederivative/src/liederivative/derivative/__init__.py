@@ -14,6 +14,7 @@ from liederivative.derivative.lie_derivative import (
     check_inputs,
     lie_derivative,
     lie_derivatives,
+    method_name,
 )
 from liederivative.derivative.metadata import declared_layout, feature_layout
 from liederivative.derivative.pushforward import LADDER, PushForward, Rung, push_forward
@@ -32,6 +33,7 @@ __all__ = [
     "feature_layout",
     "lie_derivative",
     "lie_derivatives",
+    "method_name",
     "module_of",
     "outside_inference_mode",
     "push_forward",

@@ -8,13 +8,16 @@ through torch's forward mode under `vmap`. So K tangents cost little more than K
 for its batching of every small step.
 
 Views are followed: a view's tangents are the same view of its base's tangents, and a write into either is seen by
-the other. Only float tensors carry tangents; comparisons and indices are those of the value.
+the other. Only float tensors carry tangents; comparisons and indices are those of the value. A value that leaves
+torch's sight as a number of Python's is noted in `DualMode.conversions`, since its derivative is lost there.
+Operators from outside of torch's own library are differentiated by `liederivative.derivative.operators`.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,7 +25,16 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from liederivative.derivative.evaluation import is_scratch
-from liederivative.derivative.rules import FACTORIES, MUTATES_WITHOUT_INPUT, OVERWRITES, RULES, Call, push_view
+from liederivative.derivative.operators import is_quantised, operator_tangents, refuse_quantised
+from liederivative.derivative.rules import (
+    FACTORIES,
+    MUTATES_WITHOUT_INPUT,
+    OVERWRITES,
+    RULES,
+    Call,
+    operator_name,
+    push_view,
+)
 
 
 class UnsupportedError(RuntimeError):
@@ -162,6 +174,10 @@ class DualMode(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
+        self.conversions: list[str] = []
+        """operators that made a number of a value with tangents, as `Tensor.item` does: its derivative is lost"""
+        self.operators: dict[str, str] = {}
+        """operators from outside of torch, and the strategy that differentiated each"""
         # Tensors that the model makes while it runs stay plain, for it may keep them. If it writes tangents into one,
         # its memory is adopted: every view of it then has tangents.
         self._made: dict[int, weakref.ref[Tensor]] = {}
@@ -192,8 +208,7 @@ class DualMode(TorchDispatchMode):
         found: list[Dual] = []
         plain = [_strip(a, found) for a in args]
         plain_kw = {key: _strip(a, found) for key, a in kwargs.items()}
-        name = func._schema.name[6:]  # without "aten::"
-        kind = _kind(func)
+        name, kind = _described(func)
         if kind == "mutation":
             return self._mutate(func, name, args, kwargs, plain, plain_kw, found)
         out = func(*plain, **plain_kw)
@@ -205,6 +220,12 @@ class DualMode(TorchDispatchMode):
                 if name in FACTORIES:  # a view may be all that is left of it
                     self._alive.append(out)
             return out
+        if kind == "quantised":
+            refuse_quantised(func)
+        if name in DRAWS or any(
+            type(o) in (float, complex) for o in (out if isinstance(out, tuple | list) else (out,))
+        ):
+            self.conversions.append(func._schema.name)
         return self.apply(name, Call(func, args, kwargs, plain, plain_kw, out, rows_of(found)), found)
 
     def apply(self, name: str, call: Call, found: list[Dual]) -> Any:
@@ -217,12 +238,19 @@ class DualMode(TorchDispatchMode):
         outs = call.out if isinstance(call.out, tuple | list) else [call.out]
         if not any(_has_derivative(o) for o in outs):
             return None
+        if "::" in name or name in UNTRUSTED or name.startswith("special_"):
+            tangents, self.operators[name] = operator_tangents(call, self._autograd)
+            return tangents
         rule = RULES.get(name)
         if rule is not None:
             found = rule(call)
             if found is not NotImplemented:
                 return found
         return self._by_forward_mode(name, call)
+
+    def _autograd(self) -> AbstractContextManager[Any]:
+        """Where torch's own derivatives work although a dispatch mode is on."""
+        return torch._C._ForceDispatchKeyGuard(*self._outside)
 
     def _by_forward_mode(self, name: str, call: Call) -> Any:
         """Torch's own derivative of one operation, for all tangents by `vmap`."""
@@ -237,7 +265,7 @@ class DualMode(TorchDispatchMode):
             return tuple(outs[i] for i in kept)
 
         try:
-            with torch._C._ForceDispatchKeyGuard(*self._outside), torch.no_grad():
+            with self._autograd(), torch.no_grad():
                 along = torch.func.vmap(lambda *v: torch.func.jvp(f, tuple(points), v)[1])(*velocities)
         except (RuntimeError, NotImplementedError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -289,6 +317,8 @@ class DualMode(TorchDispatchMode):
                 raise UnsupportedError(f"{name} writes tangents into a tensor that was made outside of the model's run")
             target = self._adopt(target)
             args = (target, *args[1:])
+        if moves and "::" in name:
+            raise UnsupportedError(f"no derivative of {name}, which writes into its arguments")
         if not isinstance(target, Dual) or not name.endswith("_"):
             if moves:
                 raise UnsupportedError(f"{name} writes tangents into a tensor that was made outside of the model's run")
@@ -355,22 +385,39 @@ def rows_of(duals: Sequence[Dual]) -> tuple[int, ...]:
     return tuple(sorted({row for rows in sets for row in rows}))
 
 
-_KINDS: dict[Any, str] = {}
+DRAWS = frozenset({"normal", "poisson", "binomial", "_standard_gamma", "_sample_dirichlet", "exponential"})
+"""Random draws whose distribution depends on a value: torch takes them for constants, and a number of Python's too."""
+
+UNTRUSTED = frozenset({"nll_loss_forward", "nll_loss2d_forward", "scatter_reduce", "linalg_lstsq"})
+"""Operators of torch whose forward mode misses a part without an error: weights of classes, what is left out of a
+reduction, residuals. (Of the special functions, the orthogonal polynomials, Airy's and spherical Bessel's functions are
+taken for constants.)"""
+
+_DESCRIBED: dict[Any, tuple[str, str]] = {}
 
 
-def _kind(func: Any) -> str:
-    """Whether an operator writes into an argument, returns a view of one, or neither."""
-    kind = _KINDS.get(func)
-    if kind is None:
+def _described(func: Any) -> tuple[str, str]:
+    """The name of an operator, without the namespace if that is torch's own ("aten"), and its kind.
+
+    The kind is "mutation" if it writes into an argument, "view" if it returns a view of one, "quantised" if it rounds
+    to integers that stand for real numbers, else "plain".
+    """
+    description = _DESCRIBED.get(func)
+    if description is None:
         schema = func._schema
         if any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments):
             kind = "mutation"
         elif any(r.alias_info is not None for r in schema.returns):
             kind = "view"
         else:
-            kind = "plain"
-        _KINDS[func] = kind
-    return kind
+            kind = "quantised" if is_quantised(schema.name) else "plain"
+        description = _DESCRIBED[func] = (operator_name(func), kind)
+    return description
+
+
+def operator_kind(func: Any) -> str:
+    """Whether an operator is a "mutation", a "view", "quantised" or "plain"."""
+    return _described(func)[1]
 
 
 def _strip(a: Any, found: list[Dual]) -> Any:

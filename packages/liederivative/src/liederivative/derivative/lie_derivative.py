@@ -13,9 +13,9 @@ efficient computation. Here in forward mode, with analytic image tangents in pla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,10 +55,31 @@ class LieDerivatives:
     """``L_X f`` for each of G generators, (G, B, ...)"""
     rung: Rung
     """how the model was differentiated"""
+    operators: Mapping[str, str] = field(default_factory=dict)
+    """operators from outside of torch in the model, and how each was differentiated"""
+    difference: float | None = None
+    """largest difference from a difference quotient along a random combination of the tangents, relative to its largest
+    entry; None where it was not taken, NaN where the model is not smooth enough for one"""
+    error: float | None = None
+    """estimated relative error, where the derivatives are differences"""
     random: Tensor | None = None
     """``Df(x)[r]`` for random directions r, each of unit length per sample, (R, B, ...)"""
     speed: Tensor | None = None
     """Euclidean norm of the input's velocity under each generator, (G, B)"""
+
+    @property
+    def method(self) -> str:
+        """How the model was differentiated, in words."""
+        return method_name(self.rung, self.operators)
+
+
+def method_name(rung: Rung, operators: Mapping[str, str]) -> str:
+    """A way of differentiating in words: that of the model, and those of single operators.
+
+    >>> method_name(LADDER[0], {"torchvision::roi_align": "differences"})
+    'fused rules; torchvision::roi_align by differences'
+    """
+    return "; ".join([rung.name, *(f"{name} by {how}" for name, how in sorted(operators.items()))])
 
 
 def lie_derivative(
@@ -123,6 +144,7 @@ def lie_derivatives(
     random_directions: int = 0,
     generator: torch.Generator | None = None,
     ladder: Sequence[Rung] = LADDER,
+    verify: bool | None = None,
 ) -> LieDerivatives:
     """The Lie derivatives under several generators, for images from at most seven tangents.
 
@@ -138,6 +160,10 @@ def lie_derivatives(
         random_directions: how many random directions to differentiate along as well.
         generator: of the random directions.
         ladder: ways of differentiating to try, in order.
+        verify: compare the result with a difference quotient in float64 along a random combination of the tangents, at
+            the cost of about 15 evaluations of the model; a strategy that disagrees gives way to the next. None where
+            there is reason to doubt the strategy: the model turns a value into a number (``.item()``), or is left to
+            torch's forward mode. False never.
     """
     model = uncompiled(model)
     action = Images() if action is None else action
@@ -191,6 +217,7 @@ def lie_derivatives(
             tangents_per_pass=tangents_per_pass,
             ladder=ladder,
             in_float64=in_float64,
+            verify=verify,
         )
         assert layout is not None
         check_outputs(model, pushed.value, pushed.derivative, lambda: f(*parts))
@@ -198,7 +225,16 @@ def lie_derivatives(
         along = pushed.derivative[:count]
         derivatives = torch.tensordot(mixing.to(pushed.value.dtype), along - ideal, dims=1)
     random = pushed.derivative[count:] if random_directions else None
-    return LieDerivatives(pushed.value, derivatives, pushed.rung, random, speed)
+    return LieDerivatives(
+        pushed.value,
+        derivatives,
+        pushed.rung,
+        pushed.operators,
+        pushed.difference,
+        pushed.error,
+        random,
+        speed,
+    )
 
 
 def _speed(velocities: Sequence[Tensor], mixing: Tensor) -> Tensor:

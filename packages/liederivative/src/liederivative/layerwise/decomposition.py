@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -27,6 +27,7 @@ from liederivative.derivative import (
     check_inputs,
     declared_layout,
     evaluation_mode,
+    lie_derivatives,
     module_of,
     outside_inference_mode,
     uncompiled,
@@ -234,6 +235,10 @@ def decompose(
                 moved = found.primal if found.tangents is None else found.tangents
                 check_outputs(model, found.primal, torch.stack([*moved, *terms.values()]), lambda: model(x))
             decomposition = _collected(tracer, found, terms, layout, chosen.name, by)
+            if tracer.conversions:
+                options: dict[str, Any] = {"action": action, "select": select, "probabilities": probabilities}
+                whole = lie_derivatives(model, x, [chosen], output=output, **options)
+                _check_total(decomposition.total, whole.derivatives[0], tracer.conversions)
             break
         except UserError:
             raise
@@ -280,6 +285,22 @@ def _warn_of_cancellation(model: Callable[..., Any], decomposition: Decompositio
         CancellationWarning,
         stacklevel=4,
     )
+
+
+def _check_total(total: Tensor, whole: Tensor, conversions: Sequence[str]) -> None:
+    """Raise `UserError` if the total of the layers is not the derivative of the whole, which was compared with
+    difference quotients.
+    """
+    apart, size = float((total - whole).abs().max()), float(torch.maximum(total.abs(), whole.abs()).max())
+    if apart > CONVERTED * size:
+        raise UserError(
+            f"the model turns a value into a number by {', '.join(sorted(set(conversions)))} (as .item() does) and "
+            "computes with it: no layer's term holds that part of the derivative; use tensors, or lie_derivative"
+        )
+
+
+CONVERTED = 1e-3
+"""Relative difference of the layers' total from the derivative of the whole: rounding in single precision is below."""
 
 
 def _collected(

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from liederivative.actions import NCHW, NHWC, Axis, Domain, Invariant, Layout, Tokens, resolve_layout
 from liederivative.derivative.dual import Dual, DualMode
-from liederivative.derivative.rules import OVERWRITES, Call
+from liederivative.derivative.rules import OVERWRITES, Call, operator_name
 from liederivative.layerwise.axes import Atom, Axes, Factors, Line, Union, plain, plain_axes, velocity
 from liederivative.layerwise.tape import Tape
 from liederivative.layerwise.tracking import track
@@ -164,7 +164,7 @@ class Tracer(DualMode):
         base = args[0]
         if base.moves:
             out = view.primal if index is None else {index: view.primal}
-            view.layout_axes, commutes = track(func._schema.name[6:], args, kwargs, out, index, self.domain)
+            view.layout_axes, commutes = track(operator_name(func), args, kwargs, out, index, self.domain)
             view.clean = base.clean and commutes
         return view
 

@@ -32,7 +32,15 @@ from lie.run import UserError
 from torch import Tensor
 
 from liederivative.actions import Action, GeneratorLike, Images, Layout, resolve_generators
-from liederivative.derivative import LADDER, Selector, check_inputs, double_copy, lie_derivatives, module_of
+from liederivative.derivative import (
+    LADDER,
+    Selector,
+    check_inputs,
+    double_copy,
+    lie_derivatives,
+    method_name,
+    module_of,
+)
 
 Measure = Literal["absolute", "squared", "relative", "per_random"]
 PRECISION = 1e-2
@@ -54,7 +62,7 @@ class LEE:
     squared: Float[Tensor, "G N"]
     """mean over the outputs of ``|L_X f|^2``, per image: the paper's LEE"""
     method: str
-    """how the model was differentiated: the name of the slowest rung used"""
+    """how the model was differentiated: the name of the slowest rung used, and operators from outside of torch"""
     relative: Float[Tensor, "G N"] | None = None
     """``|L_X f|^2 / |f|^2``, per image"""
     per_random: Float[Tensor, "G N"] | None = None
@@ -68,6 +76,8 @@ class LEE:
     float64_difference: float = math.nan
     """largest difference from float64 of the first image's root mean squares, each relative to its own or to a
     thousandth of the largest generator's, whichever is more; NaN if it was not checked"""
+    difference: float | None = None
+    """largest relative difference from a difference quotient, as of `LieDerivatives`; None if it was not compared"""
 
     @property
     def mean_absolute(self) -> dict[str, float]:
@@ -162,6 +172,7 @@ def lee(
     random_directions: int = 0,
     generator: torch.Generator | None = None,
     check_precision: bool = False,
+    verify: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> LEE:
     """The local equivariance errors of ``model`` on the images ``x``, per generator and image.
@@ -182,6 +193,8 @@ def lee(
             more than 1 %, of itself or of a thousandth of the largest generator's, whichever is more: the model is
             badly conditioned, or its derivatives vanish up to rounding. One that vanishes beside others is rounding
             too, but says what it should: that it is small.
+        verify: compare the first image's derivatives with difference quotients in float64, as `lie_derivatives` does;
+            where they disagree, the next way of differentiating is used for all.
         progress: called with the number of images after each batch.
 
     Raises:
@@ -198,7 +211,22 @@ def lee(
     if batch_size < 1:
         raise UserError(f"expected a batch_size of at least 1, got {batch_size}")
     parts: dict[str, list[Tensor]] = {"absolute": [], "squared": [], "relative": [], "per_random": []}
-    values, outputs, ladder = [], [0.0, 0.0], LADDER
+    values, outputs, ladder, difference = [], [0.0, 0.0], LADDER, None
+    operators: dict[str, str] = {}
+    if verify:
+        first = next(_batches(x, 1))
+        tried = lie_derivatives(
+            model,
+            first,
+            chosen,
+            action=action,
+            output=output,
+            select=select,
+            probabilities=probabilities,
+            tangents_per_pass=tangents_per_pass,
+            verify=True,
+        )
+        ladder, difference = ladder[ladder.index(tried.rung) :], tried.difference
     for batch in _batches(x, batch_size):
         found = lie_derivatives(
             model,
@@ -212,8 +240,11 @@ def lee(
             random_directions=random_directions,
             generator=generator,
             ladder=ladder,
+            verify=False if difference is not None and ladder[0].way == "forward mode" else None,  # once is enough
         )
         ladder = ladder[ladder.index(found.rung) :]  # what failed once is not tried again
+        difference = found.difference if difference is None else difference
+        operators |= found.operators
         sizes = found.derivatives.abs()  # (G, B, *shape)
         squares = sizes.square()
         flat = squares.flatten(2) if squares.ndim > 2 else squares[..., None]  # (G, B, dim)
@@ -236,12 +267,13 @@ def lee(
         tuple(g.name for g in chosen),
         absolute,
         squared,
-        ladder[0].name,
+        method_name(ladder[0], operators),
         joined["relative"],
         joined["per_random"],
         float(every.var(dim=0).mean()) if len(every) > 1 else math.nan,
         torch.as_tensor(outputs[0]) / len(every),
         torch.as_tensor(outputs[1]) / len(every),
+        difference=difference,
     )
     if not check_precision or every.dtype == torch.float64:
         return errors

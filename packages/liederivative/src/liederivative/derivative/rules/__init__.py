@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from liederivative.derivative.rules import attention, linear, movement, normalisation, pointwise
-from liederivative.derivative.rules.call import Call
+from liederivative.derivative.rules.call import Call, operator_name
 from liederivative.derivative.rules.movement import push_view
 
 RULES: dict[str, Callable[[Call], Any]] = {
@@ -31,4 +31,4 @@ OVERWRITES = frozenset({"copy", "fill", "zero", "uniform", "normal"})
 MUTATES_WITHOUT_INPUT = frozenset({"relu", "add", "sub"})
 """Whose derivative needs no value from before the write."""
 
-__all__ = ["FACTORIES", "MUTATES_WITHOUT_INPUT", "OVERWRITES", "RULES", "Call", "push_view"]
+__all__ = ["FACTORIES", "MUTATES_WITHOUT_INPUT", "OVERWRITES", "RULES", "Call", "operator_name", "push_view"]

@@ -9,6 +9,16 @@ import torch
 from torch import Tensor
 
 
+def operator_name(func: Any) -> str:
+    """The name of an operator: without its namespace if that is torch's own, else ``namespace::name``.
+
+    >>> operator_name(torch.ops.aten.relu.default)
+    'relu'
+    """
+    namespace, _, name = func._schema.name.partition("::")
+    return name if namespace == "aten" else func._schema.name
+
+
 class Call:
     """``func(*args, **kwargs) == out`` on values, and the tangents of its arguments under common rows.
 

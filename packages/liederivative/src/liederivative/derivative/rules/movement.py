@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from liederivative.derivative.rules.call import Call, fold, shifted
+from liederivative.derivative.rules.call import Call, fold, operator_name, shifted
 
 aten = torch.ops.aten
 
 
 def push_view(func: Any, tangents: Tensor, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """The view that ``func`` takes of a value, of all its tangents."""
-    name = func._schema.name[6:]
+    name = operator_name(func)
     ndim, rest = tangents.ndim - 1, args[1:]
     K = len(tangents)  # noqa: N806
     if name in ("view", "_unsafe_view", "reshape", "_reshape_alias"):
@@ -76,7 +76,7 @@ def _unsafe_view(call: Call) -> Tensor | None:
 def _joined(call: Call, dim: int) -> Tensor:
     parts = []
     for value, tangents in zip(call.args[0], call.ts(0), strict=True):
-        if value.ndim == 1 and value.shape[0] == 0:  # cat's legacy: skipped whatever its rank
+        if value.ndim == 1 and value.shape[0] == 0 and call.out.shape != value.shape:  # cat skips it whatever the rank
             continue
         parts.append(value.new_zeros(()).expand(call.count, *value.shape) if tangents is None else tangents)
     return torch.cat(parts, dim)
@@ -136,7 +136,9 @@ def _roll(call: Call) -> Tensor | None:
 
 def _flip(call: Call) -> Tensor | None:
     tangents = call.t(0)
-    return None if tangents is None else tangents.flip(shifted(call.args[1], call.args[0].ndim))
+    if tangents is None or not call.args[1]:
+        return tangents
+    return tangents.flip(shifted(call.args[1], call.args[0].ndim))
 
 
 def _repeat(call: Call) -> Tensor | None:
