@@ -419,3 +419,32 @@ def test_nan_stays_nan(group):
         constant = group.dim == 0 or name in ("generators", "orbit_origin")
         if not constant and any(result.numel() for result in results):
             assert any(torch.isnan(result).any() for result in results), name
+
+
+# --- names of coordinates ---
+
+
+def test_names_of_coordinates_are_in_the_contracts_order():
+    assert SE2().coordinate_names == ("theta", "x", "y")
+    assert SE3().coordinate_names == ("wx", "wy", "wz", "x", "y", "z")
+    assert RxSO2().coordinate_names == ("log_r", "theta")
+    assert (T(2).coordinate_names, T(4).coordinate_names) == (("x", "y"), ("x0", "x1", "x2", "x3"))
+    assert Motions().coordinate_names == ("a0", "a1", "a2", "a3", "a4", "a5")
+    assert Subgroup(SE3(), (2, 3, 4)).coordinate_names == ("wz", "x", "y")
+    assert Product(SE2(), RxSO2()).coordinate_names == ("G.theta", "x", "y", "log_r", "H.theta")
+    assert Product(T(1), Product(T(1), SO2())).coordinate_names == ("G.x", "H.x", "theta")
+
+
+@each_group
+def test_each_coordinate_has_a_name_of_its_own_that_says_what_it_moves(group):
+    names = group.coordinate_names
+    assert len(set(names)) == len(names) == group.dim
+    if isinstance(group, Product | Heisenberg | Motions) or group.point_dim not in (2, 3):
+        return
+    origin = torch.zeros(group.point_dim, dtype=torch.float64)
+    for axis, name in enumerate(names):
+        velocity = group.vector_field(torch.eye(group.dim, dtype=torch.float64)[axis], origin)
+        if name in ("x", "y", "z"):  # a translation moves the origin along its axis, the others keep it
+            assert torch.equal(velocity, torch.eye(group.point_dim, dtype=torch.float64)["xyz".index(name)])
+        else:
+            assert not velocity.any()

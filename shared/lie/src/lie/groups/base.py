@@ -72,6 +72,7 @@ class LieGroup(ABC):
     """Dimension of the stabiliser of a generic point; 0 where the lift of a point is a single element."""
     orbit_dim: int | None = None
     """How many numbers name an orbit, where the group has a lift; 0 where the action is transitive."""
+    _names: tuple[str, ...] | None = None
     isometric: bool = False
     """Whether the action on points preserves Euclidean distance."""
 
@@ -118,8 +119,13 @@ class LieGroup(ABC):
 
     @property
     def coordinate_names(self) -> tuple[str, ...]:
-        """The name of each coordinate of the algebra; ``a0``, ``a1``, ... for a group that defines none."""
-        return tuple(f"a{i}" for i in range(self.dim))
+        """The name of each coordinate of the algebra, all different: ``a0``, ``a1``, ... for a group that sets none.
+
+        >>> from lie.groups import SE2
+        >>> SE2().coordinate_names
+        ('theta', 'x', 'y')
+        """
+        return self._names or tuple(f"a{i}" for i in range(self.dim))
 
     def hat(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
         """The matrix of the algebra element ``a``."""

@@ -20,6 +20,7 @@ class Heisenberg(LieGroup):
     """
 
     dim = 3
+    _names = ("x", "y", "z")
     matrix_dim = 3
     point_dim = 2
     stabiliser_dim = 1

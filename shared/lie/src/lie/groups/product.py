@@ -59,6 +59,16 @@ class Product(LieGroup):
         """Whether both are."""
         return self.G.isometric and self.H.isometric
 
+    @property
+    def coordinate_names(self) -> tuple[str, ...]:
+        """The names of both factors; one that both have becomes ``G.x`` and ``H.x``."""
+        first, second = self.G.coordinate_names, self.H.coordinate_names
+        common = set(first) & set(second)
+        return (
+            *(f"G.{name}" if name in common else name for name in first),
+            *(f"H.{name}" if name in common else name for name in second),
+        )
+
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
         """The exponentials of the two parts."""
         self._check_algebra(a)

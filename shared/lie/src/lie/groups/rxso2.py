@@ -20,6 +20,7 @@ class RxSO2(LieGroup):
     """Rotations with dilations. Coordinates ``(log r, theta)``; the matrix is ``r R(theta)``, a complex number."""
 
     dim = 2
+    _names = ("log_r", "theta")
     matrix_dim = 2
     point_dim = 2
     stabiliser_dim = 0

@@ -16,6 +16,7 @@ class RxSQ(LieGroup):
     """Dilations with squeezes. Coordinates ``(log r, s)``; the matrix is ``diag(exp(log r + s), exp(log r - s))``."""
 
     dim = 2
+    _names = ("log_r", "s")
     matrix_dim = 2
     point_dim = 2
     stabiliser_dim = 0

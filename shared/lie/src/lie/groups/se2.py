@@ -33,6 +33,7 @@ class SE2(LieGroup):
     """Rotations and translations of the plane. Coordinates ``(theta, x, y)``; matrices 3 x 3, homogeneous."""
 
     dim = 3
+    _names = ("theta", "x", "y")
     matrix_dim = 3
     point_dim = 2
     stabiliser_dim = 1

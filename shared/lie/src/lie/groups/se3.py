@@ -51,6 +51,7 @@ class SE3(LieGroup):
     """Rotations and translations of space. Coordinates ``(wx, wy, wz, x, y, z)``; matrices 4 x 4, homogeneous."""
 
     dim = 6
+    _names = ("wx", "wy", "wz", "x", "y", "z")
     matrix_dim = 4
     point_dim = 3
     stabiliser_dim = 3

@@ -29,6 +29,7 @@ class Sim2(LieGroup):
     """
 
     dim = 4
+    _names = ("log_s", "theta", "x", "y")
     matrix_dim = 3
     point_dim = 2
     stabiliser_dim = 2

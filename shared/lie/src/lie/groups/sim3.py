@@ -29,6 +29,7 @@ class Sim3(LieGroup):
     """
 
     dim = 7
+    _names = ("log_s", "wx", "wy", "wz", "x", "y", "z")
     matrix_dim = 4
     point_dim = 3
     stabiliser_dim = 4

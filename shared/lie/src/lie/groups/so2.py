@@ -24,6 +24,7 @@ class SO2(LieGroup):
     """Rotations of the plane. Coordinate: the angle ``theta``, counter-clockwise; log gives (-pi, pi]."""
 
     dim = 1
+    _names = ("theta",)
     matrix_dim = 2
     point_dim = 2
     stabiliser_dim = 0

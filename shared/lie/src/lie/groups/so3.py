@@ -130,6 +130,7 @@ class SO3(LieGroup):
     """Rotations of space. Coordinates: the rotation vector ``(wx, wy, wz)``, angle times unit axis."""
 
     dim = 3
+    _names = ("wx", "wy", "wz")
     matrix_dim = 3
     point_dim = 3
     stabiliser_dim = 1

@@ -68,6 +68,11 @@ class Subgroup(LieGroup):
         """Whether G is."""
         return self.G.isometric
 
+    @property
+    def coordinate_names(self) -> tuple[str, ...]:
+        """The names that the coordinates have in G."""
+        return tuple(self.G.coordinate_names[axis] for axis in self.axes)
+
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
         """The exponential of G, the other coordinates being 0."""
         return self.G.exp(self._embed(a))

@@ -42,6 +42,11 @@ class T(LieGroup):
         """Dimension of the points: n."""
         return self.n
 
+    @property
+    def coordinate_names(self) -> tuple[str, ...]:
+        """``x``, ``y``, ``z``, and ``x0``, ``x1``, ... beyond space."""
+        return tuple("xyz"[: self.n]) if self.n <= 3 else tuple(f"x{i}" for i in range(self.n))
+
     def exp(self, a: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch m m"]:
         """The translation by ``a``."""
         self._check_algebra(a)
