@@ -38,7 +38,8 @@ def test_simulate(tmp_path, system, capsys):
     with np.load(out / "trajectories.npz", allow_pickle=False) as file:
         assert file["z"].shape[:3] == (2, len(file["t"]), 2) and file["z"].dtype == np.float64
     assert Image.open(out / "animation.gif").n_frames == 6  # 0.2 s at 25 a second, both ends
-    names = ["animation.gif", "animation.html", "drifts.csv", "metrics.json", "run.json", "trajectories.npz"]
+    names = ["SHA256SUMS", "animation.gif", "animation.html", "drifts.csv", "metrics.json", "run.json",
+             "trajectories.npz"]  # fmt: skip
     assert sorted(path.name for path in out.iterdir()) == names
     if system[0] != "rotor":
         return

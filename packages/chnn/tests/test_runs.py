@@ -14,6 +14,7 @@ import pytest
 import torch
 from chnn.cli import main
 from chnn.storage import Settings, load_run, simulate_run
+from chnn.storage.checksums import read_sealed, write_sealed
 from chnn.systems import system_by_name
 from lie.run import UserError
 
@@ -160,7 +161,7 @@ def test_a_configuration_with_values_of_another_type_is_one_line(trained, tmp_pa
 
 
 def test_a_run_file_with_values_of_another_type_is_one_line(simulated, tmp_path, fails):
-    good = json.loads((simulated / "run.json").read_text())
+    good = read_sealed(simulated / "run.json", "")
     shutil.copytree(simulated, tmp_path / "run")
     path = tmp_path / "run" / "run.json"
     refused = 0
@@ -174,7 +175,10 @@ def test_a_run_file_with_values_of_another_type_is_one_line(simulated, tmp_path,
                 node[place[-1]] = value
             else:
                 changed = value
-            path.write_text(json.dumps(changed))
+            if isinstance(changed, dict):
+                write_sealed(path, changed)  # as one who means harm would
+            else:
+                path.write_text(json.dumps(changed))
             if place and place[0] in FOR_PEOPLE:
                 try:
                     load_run(tmp_path / "run")
@@ -191,14 +195,14 @@ def test_a_run_file_with_values_of_another_type_is_one_line(simulated, tmp_path,
     for place, value in ((("settings", "rtol"), 1.5), (("settings", "seed"), "x"), (("settings", "device"), 3)):
         changed = json.loads(json.dumps(good))
         changed[place[0]][place[1]] = value
-        path.write_text(json.dumps(changed))
+        write_sealed(path, changed)
         assert place[1] in fails("simulate", "--resume", tmp_path / "run")
 
 
 def test_metrics_of_another_kind_are_one_line(simulated, tmp_path, fails):
     shutil.copytree(simulated, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").write_text("[]")
-    assert "metrics.json holds no numbers" in fails("animate", tmp_path / "run")
+    assert "metrics.json holds no checksum of itself" in fails("animate", tmp_path / "run")
 
 
 def test_a_run_that_diverges_gives_way(tmp_path, fails, monkeypatch):

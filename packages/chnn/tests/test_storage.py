@@ -19,6 +19,7 @@ import torch
 from chnn.cli import main
 from chnn.mechanics import Assembly
 from chnn.storage import Settings, load_run, simulate_run
+from chnn.storage.checksums import append_sum, read_sealed, write_sealed
 from chnn.storage.settings import initial_states
 from chnn.systems import SYSTEMS, System, system_by_name
 from lie.run import UserError
@@ -76,7 +77,7 @@ def test_killed_anywhere_and_resumed_has_the_same_bits(tmp_path):
     assert min(map(int, ended.stdout.split())) >= 2
     for kind in kinds:
         whole, cut = files(tmp_path / kind / "whole"), files(tmp_path / kind / "cut")
-        assert len(whole) == 12 + 2 and whole == cut  # no file of a killed process is left over either
+        assert len(whole) == 12 + 3 and whole == cut  # no file of a killed process is left over either
 
 
 def test_resume_redoes_nothing_that_is_whole(tmp_path, monkeypatch):
@@ -236,9 +237,9 @@ def test_resume_goes_by_its_own_settings(tmp_path, fails, caplog):
     assert "already holds a run" in fails("simulate", "chain-pendulum", "--out", folder)
     with pytest.raises(UserError, match=r"other settings: trajectories is 3, got 4"):
         simulate_run(replace(load_run(folder).settings, trajectories=4), folder)
-    stored = json.loads((folder / "run.json").read_text())
+    stored = read_sealed(folder / "run.json", "")
     stored["versions"]["torch"] = "1.0"
-    (folder / "run.json").write_text(json.dumps(stored))
+    write_sealed(folder / "run.json", stored)
     with caplog.at_level(logging.WARNING):
         assert main(["simulate", "--resume", str(folder), "--no-animation"]) == 0
     assert "another torch" in caplog.text
@@ -260,18 +261,19 @@ def test_damaged_folders_are_one_line(tmp_path, fails, monkeypatch):
         with pytest.raises(UserError, match=r"damaged or cut short.*--resume"):
             load_run(folder)[149]
     np.savez(last, z=np.zeros((70, 6, 2, 2, 2), dtype=np.float32))
+    append_sum(last)
     with pytest.raises(UserError, match="does not fit its run"):
         load_run(folder)[149]
     last.unlink()
     assert "is missing; make it again" in fails("animate", folder)
-    stored = json.loads((folder / "run.json").read_text())
+    stored = read_sealed(folder / "run.json", "")
     for change, message in [
         ({"settings": {}}, "holds no settings"),
         ({"settings": {**stored["settings"], "rtol": "low"}}, "expected rtol in the settings in"),
         ({"settings": {**stored["settings"], "system": "robe"}}, "did you mean 'rope'"),
         ({"settings": {**stored["settings"], "parameters": {"linx": 1}}}, "no parameter linx; did you mean links?"),
     ]:
-        (folder / "run.json").write_text(json.dumps({**stored, **change}))
+        write_sealed(folder / "run.json", {**stored, **change})
         assert message in fails("simulate", "--resume", folder)
     (folder / "run.json").write_text("{")
     message = fails("simulate", "--resume", folder)
@@ -334,3 +336,87 @@ def test_a_run_from_python_makes_its_folder(tmp_path):
 def test_parameters_are_named_as_python_has_them():
     with pytest.raises(UserError, match=r"rotor has no parameter mss; did you mean mass\?; it has mass, moments"):
         Settings("rotor", {"mss": 2}, trajectories=1, dt=0.1, horizon=1.0).build()
+
+
+def bits(run):
+    """All that a run says: states, drifts, metrics and settings."""
+    return run.z.numpy().tobytes(), *(getattr(run.drifts(), name).tobytes() for name in (
+        "energy_drift", "position_violation", "velocity_violation")), run.metrics, run.settings  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["npz", "parquet"])
+def test_every_flipped_bit_is_refused_or_harmless_and_resume_makes_the_same_bits_again(tmp_path, kind, fails):
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    folder = run(tmp_path / "run", replace(BASE, format=kind, trajectories=9, shard=3))
+    good = files(folder)
+    whole = bits(load_run(folder))
+    generator = np.random.default_rng(0)
+    names = sorted([*good, "metrics.json"])
+    assert len(names) == 3 + 4
+    for name in names:
+        path = folder / name
+        data = path.read_bytes()
+        for place in generator.integers(0, 8 * len(data), 30).tolist():
+            flipped = bytearray(data)
+            flipped[place // 8] ^= 1 << place % 8
+            path.write_bytes(flipped)
+            said = ""
+            try:
+                harmless = bits(load_run(folder)) == whole
+            except UserError as error:
+                said = str(error)
+            assert len(said.splitlines()) == 1 if said else harmless, (name, place)
+        path.write_bytes(flipped)
+        if name == "run.json":  # which says what the run is: nothing can make it again
+            assert "bring the file back as it was" in fails("simulate", "--resume", folder)
+            path.write_bytes(data)
+            continue
+        assert main(["simulate", "--resume", str(folder), "--no-animation"]) == 0
+        again = bits(load_run(folder))
+        assert files(folder) == good and again[:4] == whole[:4], name
+        whole = again  # of which the metrics hold other seconds
+
+
+def test_the_checksums_are_those_of_the_usual_program(tmp_path):
+    folder = run(tmp_path / "run", replace(BASE, trajectories=9, shard=3))
+    if shutil.which("sha256sum") is None:
+        pytest.skip("no sha256sum")
+    checked = subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, capture_output=True,
+                             text=True, check=False)  # fmt: skip
+    assert checked.returncode == 0 and checked.stdout.count("OK") == 4, checked.stderr
+
+
+def test_parquet_pages_have_checksums_for_other_readers(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    folder = run(tmp_path / "run", replace(BASE, format="parquet", trajectories=9))
+    path = folder / "trajectories.parquet"
+    data = bytearray(path.read_bytes())
+    column = parquet.ParquetFile(path).metadata.row_group(0).column(3)
+    data[column.data_page_offset + column.total_compressed_size - 5] ^= 4  # in the last values of a page
+    path.write_bytes(data)
+    with pytest.raises(OSError, match=r"CRC|checksum"):
+        parquet.read_table(path, page_checksum_verification=True)
+
+
+def test_a_file_with_trajectories_takes_no_more_memory_than_it_should(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow as pa
+
+    folder = run(tmp_path / "run", replace(BASE, format="parquet", trajectories=9))
+    path = folder / "trajectories.parquet"
+    names = parquet.read_schema(path).names
+    many = pa.table({name: np.zeros(10**6) for name in names})
+    parquet.write_table(many, path, compression="zstd")
+    append_sum(path)
+    with pytest.raises(UserError, match="1000000 rows of 10 columns, expected 54 of 10"):
+        load_run(folder)[0]
+    other = run(tmp_path / "npz", replace(BASE, trajectories=9)) / "trajectories.npz"
+    np.savez_compressed(other, z=np.zeros(10**7))
+    append_sum(other)
+    with pytest.raises(UserError, match="its arrays take 80000128 bytes, at most 3712"):
+        load_run(other.parent)[0]
+    (other.parent / "trajectories.npz").unlink()
+    (other.parent / "trajectories.npz").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="a device or a pipe"):
+        load_run(other.parent)[0]

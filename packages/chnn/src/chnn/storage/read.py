@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from jaxtyping import Float
-from lie.run import UserError, read_json
+from lie.run import UserError
 from torch import Tensor
 
+from chnn.storage.checksums import check_sum, read_sealed, read_sums
 from chnn.storage.settings import Plan, Settings
 from chnn.storage.shards import Drifts, parquet_library, read_drifts, read_states
 from chnn.storage.write import METRICS, RUN, read_run
@@ -36,6 +37,9 @@ class Run:
     """Drifts, units, versions, seconds: what ``metrics.json`` holds."""
     plan: Plan
     """The cut into files."""
+    sums: dict[str, str] = field(repr=False)
+    """The SHA-256 of each file with trajectories, with which it is compared when it is first read."""
+    _compared: set[int] = field(default_factory=set, init=False, repr=False, compare=False)
 
     @property
     def t(self) -> Float[Tensor, " T"]:
@@ -92,6 +96,9 @@ class Run:
 
     def _shard(self, k: int) -> Tensor:
         path, count = self.path / self.plan.name(k), len(self.plan.rows(k))
+        if k not in self._compared:
+            check_sum(path, self.sums)
+            self._compared.add(k)
         return torch.from_numpy(read_states(path, self.system, count, len(self.t)))
 
 
@@ -127,10 +134,8 @@ def load_run(path: str | Path, *, system: System | None = None) -> Run:
             raise UserError(
                 f"{path / plan.name(k)} is missing; make it again with: chnn simulate --resume {path}"
             )  # fmt: skip
-    metrics = read_json(path / METRICS)
-    if not isinstance(metrics, dict):
-        raise UserError(f"{path / METRICS} holds no numbers of a simulation; make it again with --resume {path}")
-    return Run(path, system, settings, metrics, plan)
+    metrics = read_sealed(path / METRICS, f"write it again with: chnn simulate --resume {path}")
+    return Run(path, system, settings, metrics, plan, read_sums(path))
 
 
 def read_settings(path: Path) -> Settings:
@@ -149,9 +154,4 @@ def read_animation(path: Path) -> tuple[str, ...]:
 
 def _read_run(path: Path) -> dict[str, Any]:
     """What ``run.json`` in a folder holds."""
-    try:
-        return read_run(path / RUN)
-    except UserError as error:
-        if not (path / RUN).exists():
-            raise
-        raise UserError(f"{error}; bring the file back as it was, or make the run again in another --out") from None
+    return read_run(path / RUN)

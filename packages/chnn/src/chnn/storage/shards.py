@@ -8,18 +8,25 @@ parquet: a row for each trajectory and time, columns ``trajectory``, ``t``, and 
 
 from __future__ import annotations
 
+import hashlib
 import json
-import zipfile
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lie.run import UserError, atomic_path
+from lie.run import UserError, atomic_path, read_npz, regular_file
 
 from chnn.systems import System
 
 AXES = "xyz"
+_CHECKSUM = b"sha256 of drifts"
+# UserError is a ValueError; pyarrow's errors are these, or of Exception's other children.
+_DAMAGE = (ValueError, KeyError, TypeError, IndexError, AttributeError, OSError, EOFError, NotImplementedError,
+           RuntimeError, RecursionError, OverflowError, MemoryError)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,19 +77,21 @@ def read_states(path: Path, system: System, count: int, times: int) -> np.ndarra
         UserError: if the file is missing, damaged or of other numbers.
     """
     expected = (count, times, 2, system.num_points, system.spatial_dim)
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                z = file["z"]
-        else:
-            parquet = parquet_library()
-            table = parquet.read_table(path, columns=column_names(system), memory_map=True)
-            columns = [column.to_numpy() for column in table.columns]
-            z = np.stack(columns, axis=-1).reshape(-1, *expected[1:]) if columns else np.empty(0)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; the folder does not hold a whole simulation") from None
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from None
+    regular_file(path)
+    if path.suffix == ".npz":
+        with _reading(path):
+            z = _arrays(path, ["z"], 8 * math.prod(expected))["z"]
+    else:
+        names = column_names(system)
+        parquet = parquet_library()
+        with _reading(path), parquet.ParquetFile(path, memory_map=True, page_checksum_verification=True) as file:
+            held = (file.metadata.num_rows, file.schema_arrow.names)
+            if held != (count * times, ["trajectory", "t", *names]):
+                raise ValueError(
+                    f"{held[0]} rows of {len(held[1])} columns, expected {count * times} of {len(names) + 2}"
+                )
+            table = file.read(columns=names)
+            z = np.stack([column.to_numpy() for column in table.columns], axis=-1).reshape(-1, *expected[1:])
     if z.shape != expected or z.dtype != np.float64:
         raise UserError(f"{path} does not fit its run: expected states {expected} float64, got {z.shape} {z.dtype}")
     return z
@@ -95,22 +104,46 @@ def read_drifts(path: Path, count: int) -> Drifts:
         UserError: if the file is missing, damaged or of other numbers.
     """
     names = [f.name for f in fields(Drifts)]
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                values = {name: file[name] for name in names}
-                whole = "z" in file.files
-        else:
-            metadata = parquet_library().read_schema(path).metadata or {}
-            values = {name: np.array(json.loads(metadata[name.encode()]), dtype=float) for name in names}
-            whole = True
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; the folder does not hold a whole simulation") from None
-    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise _damaged(path, error) from None
-    if not whole or any(value.shape != (count,) for value in values.values()):
+    regular_file(path)
+    if path.suffix == ".npz":
+        with _reading(path):
+            values = _arrays(path, names, 8 * count * len(names))
+    else:
+        parquet = parquet_library()
+        with _reading(path):
+            metadata = parquet.read_schema(path).metadata or {}
+            texts = [metadata[name.encode()].decode() for name in names]
+            if metadata[_CHECKSUM].decode() != _checksum(texts):
+                raise ValueError("the checksum of the drifts differs")
+            values = {name: np.array(json.loads(text), dtype=float) for name, text in zip(names, texts, strict=True)}
+    if any(value.shape != (count,) or value.dtype != np.float64 for value in values.values()):
         raise UserError(f"{path} does not fit its run: expected drifts of {count} trajectories")
     return Drifts(**values)
+
+
+def _arrays(path: Path, names: list[str], size: int) -> dict[str, np.ndarray]:
+    """These arrays of an npz file, of at most so many bytes in all."""
+    arrays = read_npz(path, names, max_bytes=size + 256 * len(names))  # with their headers of 128 bytes
+    lost = [name for name in names if name not in arrays]
+    if lost:
+        raise ValueError(f"it lacks {', '.join(lost)}")
+    return arrays
+
+
+def _checksum(texts: list[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what the libraries raise for damaged files into one line with the remedy."""
+    try:
+        yield
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{path} is damaged or cut short ({reason}); make it again with: chnn simulate --resume {path.parent}"
+        ) from None
 
 
 def parquet_library() -> Any:
@@ -140,17 +173,12 @@ def _write_parquet(path: Path, system: System, rows: range, t: np.ndarray, z: np
         pa.field(name, pa.float64(), metadata={"unit": "m" if k < half else "m/s"}) for k, name in enumerate(names)
     ]
     metadata = {f.name: json.dumps(getattr(drifts, f.name).tolist()) for f in fields(drifts)}
+    metadata[_CHECKSUM.decode()] = _checksum(list(metadata.values()))  # pages have their own, the metadata have none
     flat = z.reshape(len(z) * len(t), -1)
     columns = [np.repeat(np.arange(rows.start, rows.stop), len(t)), np.tile(t, len(z)), *flat.T]
     table = pa.table([pa.array(np.ascontiguousarray(column)) for column in columns],
                      schema=pa.schema(schema, metadata=metadata))  # fmt: skip
     # The bytes of doubles apart, sign and exponent by themselves: a fifth smaller, and faster to write.
     split = ["t", *names]
-    parquet.write_table(table, path, compression="zstd", use_dictionary=["trajectory"], use_byte_stream_split=split)
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(
-        f"{path} is damaged or cut short ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
-        "chnn simulate --resume RUN makes it again"
-    )
+    parquet.write_table(table, path, compression="zstd", use_dictionary=["trajectory"], use_byte_stream_split=split,
+                        write_page_checksum=True)  # fmt: skip

@@ -1,7 +1,8 @@
 """Simulate to a folder: shard after shard, each whole or absent, so that a run goes on where it was stopped.
 
 The folder holds ``run.json`` (settings, units, versions) from the start, then the shards, and at the end
-``drifts.csv`` and ``metrics.json``. Memory is that of one shard, a small multiple of 64 MiB.
+``drifts.csv`` and ``metrics.json``; ``SHA256SUMS`` has the checksum of each shard as soon as it is whole. Memory is
+that of one shard, a small multiple of 64 MiB.
 """
 
 from __future__ import annotations
@@ -16,22 +17,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from lie.run import (
-    Seed,
-    UserError,
-    WriteError,
-    output_directory,
-    provenance,
-    read_json,
-    resolve_device,
-    validate,
-    write_json,
-    write_text,
-)
+from lie.run import Seed, UserError, WriteError, output_directory, provenance, resolve_device, validate, write_text
 from torch import Tensor
 from tqdm import tqdm
 
 from chnn.simulation import IntegrationError
+from chnn.storage.checksums import (
+    SUMS,
+    append_sum,
+    check_sum,
+    file_checksum,
+    read_sealed,
+    read_sums,
+    write_sealed,
+    write_sums,
+)
 from chnn.storage.settings import Plan, Settings, Shard, initial_states
 from chnn.storage.shards import Drifts, parquet_library, read_drifts, write_shard
 from chnn.systems import SYSTEMS, Robot, System, arguments_of
@@ -54,7 +54,7 @@ def simulate_run(
     """Simulate trajectories from random initial states into the folder ``out``, or go on with what is there.
 
     A run that was killed anywhere and goes on ends with the same bits as one that was not: what is whole stays,
-    what is missing or damaged is made again.
+    what is missing or damaged is made again. Every file is read and compared with its checksum for that.
 
     Args:
         settings: of the run; for a folder with a run in it they must be its own.
@@ -90,10 +90,11 @@ def _simulate(
 ) -> dict[str, Any]:
     """The work of `simulate_run` in its folder, which is locked."""
     stored = open_run(settings, out, plan, system, animation)
-    for name in ("trajectories", RUN, METRICS, DRIFTS):
+    for name in ("trajectories", RUN, METRICS, DRIFTS, SUMS):
         for leftover in out.glob(f".{Path(name).stem}-*"):  # of a process that was killed while writing
             leftover.unlink()
-    parts = [_finished(out / plan.name(k), len(plan.rows(k))) for k in range(plan.num_shards)]
+    sums = read_sums(out)
+    parts = [_finished(out / plan.name(k), len(plan.rows(k)), sums) for k in range(plan.num_shards)]
     done = sum(len(plan.rows(k)) for k, part in enumerate(parts) if part is not None)
     started = time.perf_counter()
     seconds = 0.0
@@ -106,6 +107,8 @@ def _simulate(
                 seconds += spent
     drifts = Drifts.join([part for part in parts if part is not None])
     _write_table(out / DRIFTS, drifts)
+    names = [*(plan.name(k) for k in range(plan.num_shards)), DRIFTS]
+    write_sums(out, names, {**read_sums(out), DRIFTS: file_checksum(out / DRIFTS)})
     metrics = {
         **_summary(drifts),
         "energy_drift_is": UNITS["energy_drift"],
@@ -120,7 +123,7 @@ def _simulate(
         "total_seconds": round(time.perf_counter() - started, 3),
         "versions": stored["versions"],
     }
-    write_json(out / METRICS, metrics)
+    write_sealed(out / METRICS, metrics)
     return metrics
 
 
@@ -177,7 +180,7 @@ def open_run(
         "shard_trajectories": plan.size,
         "versions": versions,
     }
-    write_json(path, stored)
+    write_sealed(path, stored)
     return stored
 
 
@@ -202,19 +205,20 @@ def read_run(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it is missing, damaged, or of another kind.
     """
-    stored = read_json(path)
-    settings = stored.get("settings") if isinstance(stored, dict) else None
+    stored = read_sealed(path, "bring the file back as it was, or make the run again in another --out")
+    settings = stored.get("settings")
     if not isinstance(settings, dict) or not settings:
         raise UserError(f"{path} holds no settings of a simulation; bring the file back as it was")
     validate(_RunFile, stored, str(path))
     return stored
 
 
-def _finished(path: Path, count: int) -> Drifts | None:
+def _finished(path: Path, count: int, sums: dict[str, str]) -> Drifts | None:
     """The drifts of a shard that is there and whole."""
     if not path.exists():
         return None
     try:
+        check_sum(path, sums)
         return read_drifts(path, count)
     except UserError as error:
         _log.warning("%s; it is made again", error)
@@ -248,6 +252,7 @@ def _simulate_shard(
     name = out / plan.name(k)
     try:
         write_shard(name, system, rows, t.numpy(), z.numpy(), drifts)
+        append_sum(name)
     except WriteError as error:
         raise UserError(
             f"{error}; what is whole is kept: mend that and go on with chnn simulate --resume {out}"
