@@ -7,7 +7,8 @@ commuting has no Lie derivative of its own and needs no term.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -123,13 +124,16 @@ def track(name: str, args: Sequence[Any], kwargs: dict[str, Any], out: Any, inde
     if name == "convolution":
         return _convolved(axes, args, value, domain)
     if "pool" in name or name.startswith(("upsample", "_upsample")):
-        return (None if axes is None else _resampled(axes, value, len(domain.size), domain)), False
+        return (None if axes is None else _resampled(axes, value, len(domain.size), domain, name, args)), False
     if name in REDUCTIONS or name in ("max", "min"):
         return (None if axes is None else _reduced(axes, args, kwargs, name, value)), False
     if name in CHANNEL_NORMS:
         return axes, axes is not None and not lies_in_plane(axes[1])
     if name in ("pixel_shuffle", "pixel_unshuffle"):
-        found = None if axes is None else _resampled(axes, value, 2, domain)
+        exact = None if axes is None else _shuffled(axes, args[1], value, name == "pixel_shuffle")
+        if exact is not None:
+            return exact, True
+        found = None if axes is None else _resampled(axes, value, 2, domain, name, args)
         return (None if found is None else (*found[:-3], plain(value.shape[-3]), *found[-2:])), False
     if name == "im2col":
         return (None, False) if axes is None else _unfolded(axes, args, value)
@@ -272,12 +276,109 @@ def _new_line(old: Factors, size: int, kind: int, domain: Domain) -> Factors:
     return (Atom(size, Line(kind, Axis.over(size, domain.size[kind]))),)
 
 
-def _resampled(axes: Axes, value: Tensor, n: int, domain: Domain) -> Axes | None:
+def _shuffled(axes: Axes, r: int, value: Tensor, back: bool) -> Axes | None:
+    """Blocks of r x r pixels as channels, and back; None where the channels are not such blocks.
+
+    Blocks that lie partly in a margin are followed pixel by pixel.
+    """
+    if len(axes) != 4 or any(whole_line(factors) is None for factors in axes[2:]) is not back:
+        return None
+    B, C, H, W = (length(factors) for factors in axes)  # noqa: N806
+    if not back:
+        if not any(any(line.margins) for factors in axes[2:] for line in lines_of(factors)):
+            return None
+        split = reshaped(axes, (B, C, H // r, r, W // r, r))
+        order = (0, 1, 3, 5, 2, 4)
+    else:
+        split = reshaped(axes, (B, C // r**2, r, r, H, W))
+        order = (0, 1, 4, 2, 5, 3)
+    return None if split is None else reshaped(tuple(split[i] for i in order), value.shape)
+
+
+Reads = Callable[[int], tuple[int, int]]
+"""The first and the last place along an axis of its input that place i of a local operation depends on."""
+
+
+def _reads(
+    name: str, args: Sequence[Any], kind: int, n: int, size: int, new_size: int
+) -> tuple[Reads, float, float] | None:
+    """What the operation reads along spatial axis ``kind`` of n, and where place i lies: ``scale i + offset``.
+
+    None for an operation of which this is not known.
+    """
+
+    def option(index: int, default: int) -> int:
+        values = args[index] if len(args) > index else default
+        values = [values] if isinstance(values, int) else list(values) or [default]
+        return int(values[kind] if len(values) == n else values[0])
+
+    ratio = size / new_size
+    middle = (ratio - 1) / 2
+    if name == "convolution" or name.startswith(("max_pool", "avg_pool")):
+        if name == "convolution":
+            reach, stride, pad = (args[1].shape[2 + kind] - 1) * option(5, 1), option(3, 1), option(4, 0)
+            if args[6]:  # place o is reached by those i with o = i stride - pad + t, 0 <= t <= reach
+                reached = lambda o: (-((reach - o - pad) // stride), (o + pad) // stride)  # noqa: E731
+                return reached, 1 / stride, (pad - reach / 2) / stride
+        else:
+            kernel = option(1, 1)
+            stride, pad = option(2, kernel), option(3, 0)
+            reach = (kernel - 1) * (option(4, 1) if name.startswith("max_pool") else 1)
+        return (lambda i: (i * stride - pad, i * stride - pad + reach)), stride, reach / 2 - pad
+    if "adaptive" in name:
+        return (lambda i: (i * size // new_size, -(-(i + 1) * size // new_size) - 1)), ratio, middle
+    if name == "pixel_unshuffle":
+        block = size // new_size
+        return (lambda i: (i * block, (i + 1) * block - 1)), ratio, middle
+    if new_size % size:
+        return None  # torch may take the scale as given, which is not that of the sizes
+    if name == "pixel_shuffle" or name.startswith("upsample_nearest"):
+        return (lambda i: (i * size // new_size,) * 2), ratio, middle
+    if (
+        name.startswith(("upsample_linear", "upsample_bilinear", "upsample_trilinear", "upsample_bicubic"))
+        and not args[2]
+    ):
+        beyond = 1 if "bicubic" in name else 0
+
+        def neighbours(i: int) -> tuple[int, int]:
+            low = math.floor((i + 0.5) * ratio - 0.5)
+            return max(low - beyond, 0), min(low + 1 + beyond, size - 1)
+
+        return neighbours, ratio, middle
+    return None
+
+
+def _with_margins(name: str, args: Sequence[Any], line: Line, kind: int, n: int, new_size: int) -> Factors | None:
+    """The axis of a local operation's output where some of its places read nothing but a margin; None if none do."""
+    found = _reads(name, args, kind, n, line.size, new_size)
+    if found is None or line.shift or not any(line.margins):
+        return None
+    reads, scale, offset = found
+    first, last = line.margins[0], line.size - line.margins[1]
+    constant = [reads(i)[1] < first or reads(i)[0] >= last for i in range(new_size)]
+    if all(constant):
+        return plain(new_size)
+    before, after = constant.index(False), constant[::-1].index(False)
+    if not before and not after:
+        return None
+    a = line.extended().axis
+    axis = Axis(new_size - before - after, a.start + (offset + scale * before) * a.step, scale * a.step)
+    return (Atom(new_size, replace(line, axis=axis, margins=(before, after))),)
+
+
+def _resampled(
+    axes: Axes, value: Tensor, n: int, domain: Domain, name: str = "", args: Sequence[Any] = ()
+) -> Axes | None:
     """Channels first, then n spatial axes that are lines, blocks of lines, or neither."""
     n = min(n, len(axes) - 1)
     for i, size in enumerate(value.shape[-n:]):
         dim = len(axes) - n + i
         old = axes[dim]
+        line = whole_line(old)
+        margins = None if line is None else _with_margins(name, args, line, i, n, size)
+        if margins is not None:
+            axes = (*axes[:dim], margins, *axes[dim + 1 :])
+            continue
         if not lies_in_plane(old) or whole_line(old) is not None:
             axes = (*axes[:dim], _new_line(old, size, i, domain), *axes[dim + 1 :])
             continue
@@ -400,7 +501,7 @@ def _convolved(axes: Axes | None, args: Sequence[Any], value: Tensor, domain: Do
         if args[8] != 1:
             return None, False
         axes = completed((axes[0], plain(length(axes[1])), *axes[2:]))
-    found = _resampled(axes, value, n, domain)
+    found = _resampled(axes, value, n, domain, "convolution", args)
     return (None if found is None else (axes[0], channels, *found[2:])), False
 
 
