@@ -165,3 +165,10 @@ def test_a_full_disk_is_one_line_for_a_report(measured, tmp_path, fails):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_devices_and_folders_are_no_lists_and_no_tables(measured, tmp_path, fails):
+    for path in ("/dev/zero", tmp_path):
+        assert "expected a file" in fails("sweep", f"@{path}", "--out", tmp_path / "out")
+        assert "expected a file" in fails("report", measured, "--accuracies", path, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

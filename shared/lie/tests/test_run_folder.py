@@ -120,6 +120,8 @@ class Work(RunFlags):
 
     def run(self):
         """Fail as asked."""
+        if self.fails == "print":
+            print("a result")
         if self.fails == "memory":
             raise MemoryError
         if self.fails == "torch":
@@ -448,3 +450,17 @@ def test_a_damaged_log_does_not_stop_a_run(tmp_path, caplog):
         log.read()
     with pytest.raises(WriteError):
         log.append({})
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(tmp_path):
+    """Linux has a device that is always full."""
+    script = "import sys; sys.path.insert(0, sys.argv[1]); from test_run_folder import Work; " \
+             "from lie.run import run_command; " \
+             "sys.exit(run_command('tool', '', {'work': Work}, sys.argv[2:]))"  # fmt: skip
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no device that is always full")
+    with Path("/dev/full").open("w") as full:
+        argv = [sys.executable, "-c", script, str(Path(__file__).parent), "work", "--fails", "print"]
+        result = subprocess.run(argv, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert result.returncode == 2
+    assert result.stderr == "tool: error: cannot write the output: No space left on device\n"

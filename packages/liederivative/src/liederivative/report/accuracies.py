@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lie.run import UserError
+from lie.run import UserError, regular_file
+
+_MAX_BYTES = 2**26  # timm's largest table has 0.2 MB
 
 Accuracies = dict[str, dict[int | None, float]]
 """model to image size to accuracy in per cent; size None where the table does not say"""
@@ -28,7 +30,7 @@ def read_accuracies(path: str | Path, column: str = "top1") -> Accuracies:
     Raises:
         UserError: if the file cannot be read, lacks a column, or holds something that is no percentage.
     """
-    path = Path(path)
+    path = regular_file(path, max_bytes=_MAX_BYTES)
     try:
         with path.open(newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)

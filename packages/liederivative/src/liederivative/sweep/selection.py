@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from lie.run import UserError, unknown_name
+from lie.run import UserError, regular_file, unknown_name
 
 from liederivative.zoo import check_model_names, current_name
 
@@ -99,8 +99,8 @@ def _expanded(patterns: Iterable[str], pretrained: bool) -> Iterable[str]:
             continue
         path = PAPER if pattern == "@paper" else Path(pattern[1:])
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
+            lines = regular_file(path, max_bytes=2**24).read_text(encoding="utf-8").splitlines()
+        except (OSError, UserError, UnicodeDecodeError) as error:
             raise UserError(
                 f"cannot read the list of models {path} ({error}); expected a text file of one name a line"
             ) from None

@@ -7,6 +7,7 @@ does not suffice. Ctrl-C ends with 130 and the command to go on with, where ther
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -79,7 +80,9 @@ def run_command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        # Files are written within `lie.run.files.writing`, which names them: what has no name is the output itself.
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
+        where = f"{error.filename}: " if error.filename else "cannot write the output: " if full else ""
         return _fail(prog, f"{where}{error.strerror or error or type(error).__name__}{_go_on(name, command)}")
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
