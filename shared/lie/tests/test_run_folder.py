@@ -304,9 +304,11 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
         load_run(tmp_path / "cut", Config, program="lie-core")
     with pytest.raises(UserError, match="already holds a run"):
         train(tmp_path / "cut", config)
+    (tmp_path / "cut" / ".checkpoint-x1y2z3.safetensors").write_text("cut sho")  # of a process killed while writing
     assert train(tmp_path / "cut", load_config(tmp_path / "cut", Config, program="lie-core")[0], resume=True) == 3
     for name in ("model.safetensors", "train.jsonl", "config.json"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
+    assert not [path for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")]
     loaded, facts = load_run(tmp_path / "cut", Config, program="lie-core")
     assert loaded == config and facts["classes"] == 2
     load_model(tmp_path / "cut", loaded, nn.Linear(3, 2))

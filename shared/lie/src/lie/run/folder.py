@@ -134,6 +134,9 @@ class RunFolder(AbstractContextManager["RunFolder[Any]"], Generic[C]):
         try:
             if not self.resume:
                 check_free(self.path)
+            for name in map(Path, (_CONFIG, _LOG, _CHECKPOINT, _WEIGHTS)):
+                for leftover in self.path.glob(f".{name.stem}-*{name.suffix}"):  # of a process killed while writing
+                    leftover.unlink()
         except BaseException as error:
             self._folder.__exit__(type(error), error, error.__traceback__)
             raise
