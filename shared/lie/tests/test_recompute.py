@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lie.groups import SE2, SE3, SO3, Product, Sim3, T
+from lie.groups import SE2, SE3, SO3, LieGroup, Product, Sim3, T
 
 GROUPS = [SE2(), SO3(), SE3(), Sim3(), Product(SO3(), T(2))]
 every_group = pytest.mark.parametrize("group", GROUPS, ids=repr)
@@ -64,3 +64,38 @@ def test_nothing_of_a_pair_is_kept(group):
     with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
         pairs = group.pairwise(u)
     assert pairs.requires_grad and max(kept) <= n * group.matrix_dim**2
+
+
+class Scaled(LieGroup):
+    """Translations in a learnable unit."""
+
+    dim, matrix_dim, point_dim = 2, 3, 2
+
+    def __init__(self) -> None:
+        self.unit = torch.tensor([1.0, 2.0], requires_grad=True, dtype=torch.float64)
+
+    def exp(self, a):
+        return T(2).exp(a * self.unit.to(a))
+
+    def log(self, g):
+        return T(2).log(g) / self.unit.to(g)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("learns_too", [False, True])
+def test_parameters_of_a_users_group_have_their_gradient(learns_too, nested):
+    scaled = Scaled()
+    group = Product(SO3(), scaled) if nested else scaled
+    u = group.identity(dtype=torch.float64)
+    u[-3:-1, -1] = torch.tensor([0.3, 0.4])
+    along = group.relative(u.requires_grad_(learns_too), group.identity(dtype=torch.float64))
+    (slope,) = torch.autograd.grad(along.square().sum(), scaled.unit)
+    # d/dk (t / k)^2 = -2 t^2 / k^3 at t = (0.3, 0.4), k = (1, 2)
+    torch.testing.assert_close(slope, torch.tensor([-0.18, -0.04], dtype=torch.float64))
+
+
+def test_generators_that_learn_are_refused_and_not_cached():
+    group = Scaled()
+    for verb in (group.hat, group.left_jacobian, lambda a: group.bracket(a, a)):
+        with torch.no_grad(), pytest.raises(ValueError, match="generators of Scaled to be constants"):
+            verb(torch.zeros(2, dtype=torch.float64))

@@ -231,10 +231,22 @@ class LieGroup(ABC):
     def relative(self, u: Float[Tensor, "*batch m m"], v: Float[Tensor, "*#batch m m"]) -> Float[Tensor, "*batch dim"]:
         """``log(v^-1 u)``: where ``u`` is as seen from ``v``. Unchanged when both are multiplied from the left.
 
-        Without a compiler, what backward needs of each pair is computed again rather than kept.
+        Without a compiler, what backward needs of each pair is computed again rather than kept, for the groups of this
+        package.
         """
         self._check_elements(u, v)
-        return recomputed(self._relative, u, v)
+        if not torch.compiler.is_compiling() and self._is_closed:
+            return recomputed(self._relative, u, v)
+        return self._relative(u, v)
+
+    @property
+    def _is_closed(self) -> bool:
+        """Whether the verbs depend on their arguments alone, as those of this package do.
+
+        A group of a user may have parameters, whose gradient a computation done again in backward would lose.
+        """
+        factors = [value for value in vars(self).values() if isinstance(value, LieGroup)]
+        return type(self).__module__.startswith("lie.groups.") and all(factor._is_closed for factor in factors)
 
     def _relative(self, u: Tensor, v: Tensor) -> Tensor:
         """What `relative` computes; a group that knows a shorter way overrides this."""
@@ -541,7 +553,13 @@ def _constants(group: LieGroup) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _new_constants(group: LieGroup) -> tuple[Tensor, Tensor, Tensor]:
-    jacobian = torch.func.jacrev(group.exp)(torch.zeros(group.dim, dtype=torch.float64))
+    with torch.enable_grad():
+        jacobian = torch.func.jacrev(group.exp)(torch.zeros(group.dim, dtype=torch.float64))
+    if jacobian.requires_grad:
+        raise ValueError(
+            f"expected the generators of {type(group).__name__} to be constants, got an exp whose derivative at 0 "
+            "depends on a tensor that requires a gradient; put that into the coordinates, or detach it in exp"
+        )
     generators = jacobian.movedim(-1, 0).detach()  # (dim, m, m)
     if not torch.isfinite(generators).all():
         raise ValueError(
