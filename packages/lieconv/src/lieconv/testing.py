@@ -11,6 +11,8 @@ from jaxtyping import Float
 from lie.groups import LieGroup
 from torch import Tensor
 
+from lieconv.geometry.lifts import check_group, check_numbers
+
 
 @dataclass(frozen=True)
 class EquivarianceReport:
@@ -72,7 +74,9 @@ def measure_equivariance(
         generator: source of the elements.
 
     Raises:
-        ValueError: if the model gives a pair or a tree, which has to be picked apart first, or has no spread at all.
+        ValueError: if the model gives a pair or a tree, which has to be picked apart first, has no spread at all, or is
+            not finite.
+        TypeError: for points, outputs or a group of another kind.
 
     >>> import lie, lieconv, torch
     >>> net = lieconv.LieResNet(1, 2, group=lie.SE2(), channels=8, num_layers=1, num_neighbors=6).double().eval()
@@ -80,21 +84,38 @@ def measure_equivariance(
     >>> measure_equivariance(net, lie.SE2(), x, v).worst < 1e-10
     True
     """
-    if elements is None and num_elements < 1:
-        raise ValueError(f"expected num_elements of at least 1, got {num_elements}")
+    check_group(group)
+    if not isinstance(coords, Tensor) or not coords.is_floating_point():
+        got = coords.dtype if isinstance(coords, Tensor) else type(coords).__name__
+        raise TypeError(f"expected floating-point points, got {got}; use coords.float()")
+    if elements is None:
+        check_numbers(num_elements=num_elements)
+    elif not isinstance(elements, Tensor) or elements.ndim != 3 or not len(elements):
+        got = tuple(elements.shape) if isinstance(elements, Tensor) else type(elements).__name__
+        raise ValueError(f"expected elements (elements, m, m), at least one, got {got}")
     if elements is None:
         elements = group.sample(num_elements, generator=generator, dtype=coords.dtype, device=coords.device)
     before = model(coords, values, *args, **kwargs)
     if not isinstance(before, Tensor):
         raise ValueError(f"expected one tensor from the model, got {type(before).__name__}; wrap it to pick one part")
-    if before.flatten(0, -2).shape[0] < 2 and before.ndim > 1:
+    if not (before.is_floating_point() or before.is_complex()):
+        raise TypeError(f"expected numbers that vary continuously from the model, got {before.dtype}")
+    rows = before.flatten(0, -2) if before.ndim > 1 else before.unsqueeze(-1) if before.ndim else before.view(1, 1)
+    if rows.shape[0] < 2:
         raise ValueError("expected outputs of at least two samples or points, whose spread is the unit; give more")
-    spread = float(before.flatten(0, -2).std(0).max()) if before.ndim > 1 else float(before.std())
+    _check_finite(before, "at the points as given")
+    spread = float(rows.std(0).max())
     if not spread > 0:
         raise ValueError("the outputs are all the same: give more or other points, or weights that do something")
     errors = []
     for g in elements:
         after = model(group.act(g, coords), values, *args, **kwargs)
         expected = before if action_out is None else action_out(g, before)
+        _check_finite(after, "after a motion")
         errors.append((after - expected).abs().max() / spread)
     return EquivarianceReport(torch.stack(errors).cpu(), spread, coords.dtype)
+
+
+def _check_finite(output: Tensor, where: str) -> None:
+    if not bool(torch.isfinite(output).all()):
+        raise ValueError(f"the model gives NaN or infinity {where}; no change can be measured")

@@ -124,21 +124,31 @@ def all_valid(mask: Tensor) -> bool:
 def _check_finite(coords: Tensor, mask: Tensor, name: str) -> None:
     if torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch._C._are_functorch_transforms_active():
         return  # a test of values would break the graph
-    finite = torch.isfinite(coords.detach()).all(-1) | ~mask
-    if not bool(finite.all()):
-        place = (~finite).nonzero()[0].tolist()
+    # Squares and cubes of coordinates must be numbers too.
+    limit = torch.finfo(coords.dtype).max ** 0.5 / 1e3
+    usable = (coords.detach().abs() < limit).all(-1) | ~mask  # NaN is not
+    if not bool(usable.all()):
+        place = (~usable).nonzero()[0].tolist()
         where = tuple(place) if len(place) > 1 else place[0]
         axes = "(sample, point)" if coords.ndim == 3 else "(point)"
+        if bool(torch.isfinite(coords.detach()[tuple(place)]).all()):
+            raise ValueError(
+                f"expected {name} up to {limit:.0e} in {coords.dtype}, got more at point {where} {axes}; choose a "
+                "larger unit"
+            )
         raise ValueError(f"expected finite {name}, got NaN or infinity at point {where} {axes}; mask padding out")
 
 
 def _check_batch(batch: Tensor, coords: Tensor) -> int:
-    if batch.is_floating_point() or batch.dtype == torch.bool:
+    if not isinstance(batch, Tensor):
+        raise TypeError(f"expected batch as a tensor, got {type(batch).__name__}; use torch.as_tensor")
+    if batch.is_floating_point() or batch.is_complex() or batch.dtype == torch.bool:
         raise TypeError(f"expected integer sample numbers in batch, got {batch.dtype}")
     if batch.shape != coords.shape[:1]:
         raise ValueError(f"expected batch of shape {tuple(coords.shape[:1])}, got {tuple(batch.shape)}")
     if batch.numel() == 0:
         return 0
+    batch = batch.long()  # differences of unsigned numbers are never negative
     if bool((batch.diff() < 0).any()) or int(batch[0]) < 0:
         raise ValueError("expected sample numbers from 0 up that do not fall; sort the points by sample")
     count = int(batch[-1]) + 1
@@ -150,6 +160,9 @@ def _check_batch(batch: Tensor, coords: Tensor) -> int:
 def _check_cell(cell: Tensor | None, count: int, coords: Tensor) -> Tensor | None:
     if cell is None:
         return None
+    if not isinstance(cell, Tensor) or cell.is_complex() or cell.dtype == torch.bool:
+        got = cell.dtype if isinstance(cell, Tensor) else type(cell).__name__
+        raise TypeError(f"expected cell vectors as a real tensor, got {got}; use torch.as_tensor")
     d = coords.shape[-1]
     if cell.shape not in ((d, d), (count, d, d)):
         raise ValueError(f"expected a cell of shape ({d}, {d}) or ({count}, {d}, {d}), got {tuple(cell.shape)}")

@@ -106,7 +106,9 @@ class Geometry:
         if self.targets is not None:
             raise ValueError("expected a geometry whose points are its sources")
         K = self.num_samples  # noqa: N806
-        copies = 1 if target_shape is None or self.shape is None else self.shape[0] // target_shape[0]
+        _check_targets(targets, self.mask.shape[0] // K)
+        copies = 1 if target_shape is None or self.shape is None else self.shape[0] // max(1, target_shape[0])
+        copies = max(1, copies)  # of no samples
         rows = _element_rows(_repeated_index(targets, copies, self.mask.shape[0] // (K * copies)), K)
         mask = self.mask[rows]
         if target_mask is not None:
@@ -223,11 +225,15 @@ def build_geometry(
     if smooth:
         check_smooth(made, group, radius, fill, at_random)
     sources = cloud_of(group, coords, mask, batch=batch, cell=cell)
+    if isinstance(made, AxesLift) or (isinstance(made, FrameLift) and made.structure.dilation):
+        _check_not_tiny(group, sources)
     if quadrature is not None:
         quadrature = check_quadrature(quadrature, sources)
     if fill is not None:
         radius = fill_radius(made, sources, fill)
     if radius is not None:
+        if isinstance(radius, int | float) and float(radius) ** 2 >= torch.finfo(coords.dtype).max:
+            raise ValueError(f"expected a radius whose square is a number in {coords.dtype}, got {radius}; use None")
         radius = torch.as_tensor(radius, dtype=coords.dtype, device=coords.device)
     search: dict[str, Any] = {
         "num_neighbors": num_neighbors,
@@ -237,6 +243,11 @@ def build_geometry(
         "quadrature": quadrature,
         "generator": generator,
     }
+    if frame_features is not None:
+        _check_frame_features(frame_features, sources)
+        _check_frame_shape(frame_features, sources)
+    if elements is not None:
+        _check_elements(elements, made, len(sources.coords))
     where = _targets(group, sources, queries, query_mask, query_batch, targets, target_shape, target_mask)
     centre = _centres(made, group, sources)
     if isinstance(made, ElementLift):
@@ -277,7 +288,8 @@ def _targets(
         cloud = replace(cloud, count=sources.count)
         return _Where(cloud, targets=cloud.sample[:0])
     if targets is not None:
-        _check_targets(targets, sources)
+        _check_targets(targets, len(sources.coords))
+        _check_target_layout(targets, target_shape, target_mask, sources)
         mask = sources.mask[targets] if target_mask is None else sources.mask[targets] & target_mask
         coords = sources.coords[targets]
         full = sources.full and target_mask is None
@@ -286,15 +298,80 @@ def _targets(
     return _Where(sources, None)
 
 
-def _check_targets(targets: Tensor, sources: Cloud) -> None:
+def _check_target_layout(targets: Tensor, shape: tuple[int, int] | None, mask: Tensor | None, sources: Cloud) -> None:
+    """Raise where the shape or mask of targets is not of as many points, or a row is of another sample."""
+    if mask is not None:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"expected a boolean target_mask, got {got}; use mask.bool()")
+        if mask.shape != targets.shape:
+            raise ValueError(f"expected target_mask of shape {tuple(targets.shape)}, got {tuple(mask.shape)}")
+    if shape is None:
+        return
+    if len(shape) != 2 or shape[0] * shape[1] != len(targets) or shape[0] != sources.count:
+        raise ValueError(
+            f"expected target_shape of {sources.count} samples and {len(targets)} targets together, got {tuple(shape)}"
+        )
+    rows = torch.arange(shape[0], device=targets.device).repeat_interleave(shape[1])
+    other = (sources.sample[targets] != rows) & sources.mask[targets]
+    plain = plain_values(other if mask is None else other & mask) if targets.device.type == "cpu" else None
+    if plain is not None and bool(plain.any()):
+        place = int(plain.nonzero()[0])
+        raise ValueError(f"expected the targets of sample b in row b, got one of another sample at place {place}")
+
+
+def _check_targets(targets: Tensor, count: int) -> None:
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"expected targets as a tensor, got {type(targets).__name__}; use torch.as_tensor")
     if targets.dtype not in (torch.int32, torch.int64) or targets.ndim != 1:
         raise TypeError(f"expected integer targets (M,), got {tuple(targets.shape)} of {targets.dtype}")
     plain = plain_values(targets) if targets.device.type == "cpu" else None
-    if plain is not None and plain.numel() and not 0 <= int(plain.min()) <= int(plain.max()) < len(sources.coords):
+    if plain is not None and plain.numel() and not 0 <= int(plain.min()) <= int(plain.max()) < count:
         raise ValueError(
-            f"expected targets from 0 to {len(sources.coords) - 1}, numbers along the axis of all points, got "
+            f"expected targets from 0 to {count - 1}, numbers along the axis of all points, got "
             f"{int(plain.min())} to {int(plain.max())}"
         )
+
+
+def _check_not_tiny(group: LieGroup, cloud: Cloud) -> None:
+    """Raise where squares of all coordinates of a sample vanish: lengths are what a dilation leaves no unit for."""
+    values = plain_values(cloud.coords) if cloud.coords.device.type == "cpu" else None
+    if values is None or not values.numel():
+        return
+    limit = 1e3 * torch.finfo(values.dtype).tiny ** 0.5
+    largest = values.new_zeros(cloud.count).scatter_reduce(0, cloud.sample, values.abs().amax(-1), "amax")
+    tiny = (largest > 0) & (largest < limit)
+    if bool(tiny.any()):
+        raise ValueError(
+            f"expected points above {limit:.0e} in {values.dtype}, whose squares are numbers, for {group!r}, got a "
+            f"largest coordinate of {float(largest[tiny][0]):.0e} in sample {int(tiny.nonzero()[0])}; choose a smaller "
+            "unit"
+        )
+
+
+def _check_frame_features(features: Tensor, sources: Cloud) -> None:
+    if not isinstance(features, Tensor) or features.dtype != sources.coords.dtype:
+        got = features.dtype if isinstance(features, Tensor) else type(features).__name__
+        if isinstance(features, Tensor) and torch.is_autocast_enabled(features.device.type):
+            return
+        raise TypeError(f"expected frame_features of {sources.coords.dtype}, as the points, got {got}")
+
+
+def _check_frame_shape(features: Tensor, sources: Cloud) -> None:
+    shape = tuple(features.shape)
+    expected = (len(sources.coords), 2) if sources.shape is None else (*sources.shape, 2)
+    shared = len(expected) == len(shape) == 3 and expected[0] == 1 and shape[1:] == expected[1:]
+    if shape != expected and not shared:
+        raise ValueError(f"expected frame_features (..., 2) of the points, {expected}, got {shape}")
+
+
+def _check_elements(elements: tuple[Tensor, Tensor], lift: Lift, points: int) -> None:
+    if not isinstance(lift, ElementLift):
+        raise ValueError("the exact lift finds the elements of points itself; leave elements out")
+    m, count = lift.group.matrix_dim, points * lift.num_samples
+    shapes = [tuple(x.shape) for x in elements]
+    if len(shapes) != 2 or shapes[0] != (count, m, m) or shapes[1][:-1] != (count,):
+        raise ValueError(f"expected elements ({count}, {m}, {m}) and orbit ids ({count}, q), got {shapes}")
 
 
 def _frame_geometry(
@@ -306,8 +383,6 @@ def _frame_geometry(
     features: Tensor | None,
 ) -> Geometry:
     if features is not None:
-        if features.shape[-1] != 2 or features.ndim != (2 if sources.shape is None else 3):
-            raise ValueError(f"expected frame_features (..., 2) of the points, got {tuple(features.shape)}")
         features = sources.flat(features)
     own, copies = where.cloud is sources, 1
     about_sources = lift.structure.rotations > 0 or lift.structure.dilation  # frames or sizes of all neighbours
@@ -489,6 +564,9 @@ def _structure(group: LieGroup):
     return affine_structure(group)
 
 
+_NEIGHBOURS = 1 << 16  # memory is that times the points
+
+
 def check_neighbourhood(
     lift: Lift,
     group: LieGroup,
@@ -500,6 +578,8 @@ def check_neighbourhood(
 ) -> None:
     """Raise where the choice of neighbours makes no sense, as `build_geometry` says."""
     check_numbers(num_neighbors=num_neighbors)
+    if num_neighbors > _NEIGHBOURS:
+        raise ValueError(f"expected num_neighbors of at most {_NEIGHBOURS}, got {num_neighbors}; use as many as points")
     for name, value in (("radius", radius), ("fill", fill)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | Tensor)):
             raise TypeError(f"expected a number as {name}, got {value!r}")
@@ -565,6 +645,9 @@ def check_smooth(
 
 def check_quadrature(quadrature: Tensor, cloud: Cloud) -> Tensor:
     """The weights of the points, flat; raises where they do not fit."""
+    if not isinstance(quadrature, Tensor) or quadrature.is_complex():
+        got = quadrature.dtype if isinstance(quadrature, Tensor) else type(quadrature).__name__
+        raise TypeError(f"expected quadrature weights as a real tensor, got {got}; use torch.as_tensor")
     expected = cloud.shape if cloud.shape is not None else (len(cloud.coords),)
     if tuple(quadrature.shape) != tuple(expected):
         raise ValueError(f"expected quadrature weights of shape {tuple(expected)}, got {tuple(quadrature.shape)}")

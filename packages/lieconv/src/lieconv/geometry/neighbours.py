@@ -105,6 +105,9 @@ def find_neighbours(
         indices, found = random_within(ours, theirs, radius, k, generator)
     else:
         indices, found = nearest(ours, theirs, k)
+    # A place without a neighbour has weight zero, but zero times what another sample holds may be NaN: it points to the
+    # nearest instead, which comes first.
+    indices = torch.where(found, indices, indices[:, :1])
     offsets = gather(sources.coords, indices) - targets.coords.unsqueeze(1)  # (M, k, d)
     if images is not None and sources.cell is not None:
         offsets = offsets + (images.unsqueeze(-2) @ sources.cell[targets.sample].unsqueeze(1)).squeeze(-2)
@@ -195,7 +198,8 @@ def _window(
     within = torch.where(found, squared, torch.zeros_like(squared))
     farthest = within.amax(-1, keepdim=True) if squared.shape[1] else squared.new_zeros(len(squared), 1)
     crowded = torch.zeros_like(found[:, :1]) if at_random else found[:, k:].any(-1, keepdim=True)
-    if radius is None:
+    ball = None if radius is None else radius.square().expand_as(farthest)
+    if ball is None:
         # The first point outside sets the radius; without one, twice the farthest point inside.
         limit, closes = torch.where(crowded, farthest, 2.0 * farthest), crowded & (farthest > 0)
         # A mean is smooth where a maximum is not: when the two farthest points change places.
@@ -204,14 +208,15 @@ def _window(
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         cut = crowded
     else:
-        ball = radius.square().expand_as(farthest)
         limit = torch.where(crowded, torch.minimum(farthest, ball), ball)
         closes = torch.ones_like(crowded)
-        scale = ball
+        scale = torch.where(ball > 0, ball, torch.ones_like(ball))
         cut = crowded & (farthest < ball)
     # Coincident points at radius zero, and samples that fit inside, are weighted equally.
     limit = torch.where(limit > 0, limit, torch.ones_like(limit))
     window = (1.0 - inside / limit).clamp(min=0.0).square()
+    if ball is not None:  # zero where its square is below the smallest number: only coincident points are within
+        window = torch.where(ball > 0, window, (inside == 0).to(window.dtype))
     weights = torch.where(closes, window, torch.ones_like(window)) * valid
     return _Window(weights, limit, scale, cut)
 

@@ -22,7 +22,15 @@ from lie.groups import LieGroup
 from torch import Tensor
 
 from lieconv.geometry.cloud import Cloud, cloud_of, plain_values
-from lieconv.geometry.lifts import ElementLift, Lift, check_flags, check_generator, check_numbers, make_lift
+from lieconv.geometry.lifts import (
+    ElementLift,
+    Lift,
+    check_flags,
+    check_generator,
+    check_group,
+    check_numbers,
+    make_lift,
+)
 from lieconv.geometry.neighbours import find_neighbours
 from lieconv.geometry.periodic import minimum_image_distances
 from lieconv.geometry.search import numbers
@@ -62,6 +70,7 @@ def farthest_points(
         ValueError: for a fraction outside of (0, 1].
     """
     check_fraction(fraction)
+    check_group(group)
     check_flags(at_random=at_random)
     check_generator(generator)
     cloud = cloud_of(group, coords, mask, batch=batch, cell=cell)
@@ -72,6 +81,8 @@ def farthest_points(
         elements = lift.elements(cloud.coords, generator)
     place, valid = _padded(cloud)  # (B, N)
     B, N = place.shape  # noqa: N806
+    if N == 0:
+        return place.flatten(), (B, 0), valid.flatten()
     counts = valid.sum(1)
     wanted = _wanted(fraction, counts)
     most = max(1, math.ceil(fraction * N))
@@ -113,7 +124,7 @@ def first_points(
     Each is the furthest of all points from those before it, and so also the furthest of those that were kept.
     """
     B, N = shape  # noqa: N806
-    most = max(1, math.ceil(fraction * N))
+    most = min(N, max(1, math.ceil(fraction * N)))
     columns = torch.arange(most, device=device)
     index = (torch.arange(B, device=device) * N).unsqueeze(1) + columns
     counts = torch.full((B,), N, device=device) if mask is None else mask.sum(1)
@@ -230,6 +241,7 @@ def density_weights(
     Raises:
         ValueError: for a group that does not preserve lengths, or fewer than one neighbour.
     """
+    check_group(group)
     if not group.isometric:
         raise ValueError(f"a density of points is a number a volume: expected a group that preserves it, got {group!r}")
     check_numbers(num_neighbors=num_neighbors)

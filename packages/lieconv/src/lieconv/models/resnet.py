@@ -337,7 +337,8 @@ class LieResNet(nn.Module):
         quadrature = None if level.quadrature is None else level.quadrature.reshape(-1)[index].view(shape)
         features = level.features
         if features is not None:
-            rows = features.reshape(-1, len(level.coords.reshape(-1, d)), 2)  # (S, P, 2)
+            P = level.coords.numel() // d  # noqa: N806
+            rows = features.reshape(features.numel() // (2 * P) if P else 1, P, 2)  # (S, P, 2)
             features = rows[:, index]
             features = features.reshape(*shape, 2) if len(rows) == 1 else features
         elements = level.elements

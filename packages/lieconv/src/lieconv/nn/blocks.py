@@ -13,7 +13,7 @@ from lieconv.geometry import Geometry
 from lieconv.geometry.lifts import Coordinates, LiftName, check_numbers
 from lieconv.nn.conv import LieConv
 from lieconv.nn.kernel import Standardise
-from lieconv.nn.layout import laid_out, rows_of
+from lieconv.nn.layout import check_geometry, check_weights, laid_out, rows_of
 from lieconv.nn.norm import make_norm
 
 
@@ -57,6 +57,8 @@ class BottleneckBlock(nn.Module):
 
     def forward(self, geometry: Geometry, x: Float[Tensor, "*points c"]) -> Float[Tensor, "*points c"]:
         """One block; padded points stay zero in what is added."""
+        check_geometry(geometry, None, {}, self.conv.kernel.first.in_features)
+        check_weights(x, self.reduce.weight)
         return laid_out(geometry, self.from_rows(geometry, rows_of(geometry, x, self.channels)))
 
     def from_rows(self, geometry: Geometry, rows: Float[Tensor, "S P c"]) -> Float[Tensor, "S M c"]:
@@ -101,6 +103,8 @@ def pool(geometry: Geometry, x: Float[Tensor, "S M c"], kind: Literal["mean", "s
     """
     if kind not in ("mean", "sum"):
         raise ValueError(f"expected pool 'mean' or 'sum', got {kind!r}")
+    if x.ndim != 3 or x.shape[1] != geometry.mask.shape[0]:
+        raise ValueError(f"expected rows (S, {geometry.mask.shape[0]}, c) of the geometry, got {tuple(x.shape)}")
     if geometry.shape is not None:
         B, M = geometry.shape  # noqa: N806
         rows, mask = (x, geometry.mask) if x.shape[0] > 1 else (x.reshape(B, M, x.shape[-1]), geometry.mask.view(B, M))

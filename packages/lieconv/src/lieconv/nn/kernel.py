@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lieconv.geometry import Geometry
 from lieconv.geometry.lifts import check_numbers
+from lieconv.nn.layout import check_weights
 from lieconv.nn.processes import over_processes
 
 MOMENTUM = 0.1
@@ -66,6 +67,9 @@ class KernelNetwork(nn.Module):
         self, kernel_coords: Float[Tensor, "M k c"], matrices: tuple[Tensor, Tensor]
     ) -> Float[Tensor, "M k basis"]:
         """The kernel functions; ``matrices`` as of `matrices`."""
+        if kernel_coords.shape[-1] != self.first.in_features:
+            raise ValueError(f"expected {self.first.in_features} kernel coordinates, got {tuple(kernel_coords.shape)}")
+        check_weights(kernel_coords, matrices[0])
         y = nn.functional.silu(nn.functional.linear(kernel_coords, *matrices))
         return self.last(nn.functional.silu(self.second(y)))
 

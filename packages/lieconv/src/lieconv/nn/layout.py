@@ -82,6 +82,8 @@ def check_weights(values: Tensor, weight: Tensor) -> None:
 
 def check_geometry(geometry: Geometry, mask: Tensor | None, options: dict[str, Any], dim: int) -> None:
     """Raise where a geometry is of another kind than the layer, or comes with what would have made another one."""
+    if not isinstance(geometry, Geometry):
+        raise TypeError(f"expected a Geometry, got {type(geometry).__name__}; make one by lieconv.build_geometry")
     if options:
         raise ValueError(
             f"a geometry has its {' and '.join(options)} from where it was built: give them to lieconv.build_geometry"

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lieconv.geometry.lifts import check_flags, check_numbers
+from lieconv.nn.layout import check_weights
 from lieconv.nn.processes import many_processes, over_processes
 
 
@@ -47,6 +48,7 @@ class MaskedBatchNorm(nn.Module):
         self, x: Float[Tensor, "*batch P c"], mask: Bool[Tensor, "*#batch P"] | None = None
     ) -> Float[Tensor, "*batch P c"]:
         """Normalise; padded points come out as zero. Without a mask every point is valid."""
+        check_features(x, mask, len(self.weight))
         dtype = x.dtype
         y = x.to(torch.promote_types(dtype, torch.float32))
         if mask is None:
@@ -109,8 +111,27 @@ class PointLayerNorm(nn.Module):
         self, x: Float[Tensor, "*batch P c"], mask: Bool[Tensor, "*#batch P"] | None = None
     ) -> Float[Tensor, "*batch P c"]:
         """Normalise. Without a mask every point is valid."""
+        check_features(x, mask, len(self.norm.weight))
+        check_weights(x, self.norm.weight)
         y = self.norm(x)
         return y if mask is None else y.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def check_features(x: Tensor, mask: Tensor | None, channels: int) -> None:
+    """Raise where x (..., P, channels) or its mask (..., P) cannot be normalised."""
+    if not x.is_floating_point():
+        raise TypeError(f"expected floating-point features, got {x.dtype}; use x.float()")
+    if x.ndim < 2 or x.shape[-1] != channels:
+        raise ValueError(f"expected features (..., P, {channels}), got {tuple(x.shape)}")
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"expected a boolean mask, got {mask.dtype}; use mask.bool()")
+    fits = mask.ndim < x.ndim and all(
+        m in (1, n) for m, n in zip(reversed(mask.shape), reversed(x.shape[:-1]), strict=False)
+    )
+    if not fits:
+        raise ValueError(f"expected a mask (..., P) of features {tuple(x.shape)}, got {tuple(mask.shape)}")
 
 
 def make_norm(kind: str, channels: int) -> nn.Module:

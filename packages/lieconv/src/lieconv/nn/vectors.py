@@ -18,10 +18,10 @@ from lie.groups import LieGroup, affine_structure
 from torch import Tensor, nn
 
 from lieconv.geometry import Geometry, kernel_dim
-from lieconv.geometry.lifts import Coordinates, LiftName, check_flags, check_numbers
+from lieconv.geometry.lifts import Coordinates, LiftName, check_flags, check_group, check_numbers
 from lieconv.geometry.neighbours import gather
 from lieconv.nn.kernel import KernelNetwork, Standardise
-from lieconv.nn.layout import rows_of
+from lieconv.nn.layout import check_geometry, check_weights, rows_of
 
 
 class VectorReadout(nn.Module):
@@ -58,6 +58,7 @@ class VectorReadout(nn.Module):
         super().__init__()
         check_numbers(in_channels=in_channels, vectors=vectors, hidden=hidden, basis=basis)
         check_flags(centred=centred)
+        check_group(group)
         self.in_channels, self.vectors = in_channels, vectors
         d = group.point_dim or group.matrix_dim
         structure = affine_structure(group)
@@ -74,6 +75,8 @@ class VectorReadout(nn.Module):
 
     def forward(self, geometry: Geometry, values: Float[Tensor, "*points c"]) -> Float[Tensor, "S M V d"]:
         """The vectors as rows; zero where padded."""
+        check_geometry(geometry, None, {}, self.kernel.first.in_features)
+        check_weights(values, self.weigh.weight)
         return self.from_rows(geometry, rows_of(geometry, values, self.in_channels))
 
     def from_rows(self, geometry: Geometry, rows: Float[Tensor, "S P c"]) -> Float[Tensor, "S M V d"]:
