@@ -1,6 +1,6 @@
 """Ordinary differential equations: torchdiffeq's methods, a step per sample, and methods that keep structure."""
 
-from lie.integrators.adaptive import dop853, dopri5
+from lie.integrators.adaptive import DenseOutput, dop853, dopri5
 from lie.integrators.errors import IntegrationError
 from lie.integrators.explicit import explicit
 from lie.integrators.gauss import gauss4, gauss6, implicit_midpoint
@@ -12,6 +12,7 @@ from lie.integrators.symplectic import leapfrog, yoshida4, yoshida6, yoshida8
 
 __all__ = [
     "METHODS",
+    "DenseOutput",
     "IntegrationError",
     "crouch_grossman",
     "dop853",

@@ -13,7 +13,7 @@ Source: Hairer, Norsett, Wanner 1993, Solving Ordinary Differential Equations I,
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ def dopri5(
     atol: float = 1e-9,
     first_step: float | None = None,
     max_steps: int = 100_000,
+    norm: Callable[[Tensor], Tensor] | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
     compile: bool = False,
     checkpoint: bool = False,
@@ -56,6 +57,8 @@ def dopri5(
         rtol, atol: relative and absolute tolerance of the error of one step, entry by entry.
         first_step: size of the first step; None finds one per sample.
         max_steps: attempted steps after which to give up.
+        norm: of the error over the tolerance, (B, *state) -> (B,), a step is accepted up to 1; None is the maximum of
+            the entries.
         project: applied to every accepted state, (B, *state) -> (B, *state); outputs are then steps, not
             interpolated, so that they are projected too.
         compile: compile the step; where the field cannot be, run eagerly and log the reason once.
@@ -73,7 +76,7 @@ def dopri5(
     Laws: a sample's result is the same, bit for bit, whatever samples are beside it, where the field computes each
     sample by the same operations.
     """
-    options = _Options(DOPRI5, rtol, atol, first_step, max_steps, project, compile, checkpoint, return_reached)
+    options = _Options(DOPRI5, rtol, atol, first_step, max_steps, project, compile, checkpoint, return_reached, norm)
     return _solve(field, y0, t, options)
 
 
@@ -86,13 +89,14 @@ def dop853(
     atol: float = 1e-9,
     first_step: float | None = None,
     max_steps: int = 100_000,
+    norm: Callable[[Tensor], Tensor] | None = None,
     project: Callable[[Tensor], Tensor] | None = None,
     compile: bool = False,
     checkpoint: bool = False,
     return_reached: bool = False,
 ) -> Float[Tensor, "T B *state"]:
     """As `dopri5`, of order 8 with dense output of order 7: fewer steps where the tolerance is tight."""
-    options = _Options(DOP853, rtol, atol, first_step, max_steps, project, compile, checkpoint, return_reached)
+    options = _Options(DOP853, rtol, atol, first_step, max_steps, project, compile, checkpoint, return_reached, norm)
     return _solve(field, y0, t, options)
 
 
@@ -107,6 +111,7 @@ class _Options:
     compile: bool
     checkpoint: bool
     return_reached: bool
+    norm: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
@@ -127,7 +132,7 @@ class _Record:
     """Coefficients of the continuous extension, (S, C, B, n), or the final states, (S, 1, B, n)."""
 
 
-def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
+def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options, steps: _Record | None = None) -> Tensor:
     if y0.ndim < 1 or y0.shape[0] == 0:
         raise ValueError(f"expected samples along the leading axis, shape (B, ...), got {tuple(y0.shape)}")
     if len(t) == 1:
@@ -158,7 +163,10 @@ def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
     def make_again() -> Callable[..., tuple[Tensor, ...]]:
         return _again_of(options.tableau, velocity, projected)
 
-    key = (options.tableau.order, options.rtol, options.atol, direction, shape, y0.dtype, shown, project)
+    key = (options.tableau.order, options.rtol, options.atol, direction, shape, y0.dtype, shown, project, options.norm)
+    norm = options.norm
+    if norm is not None:
+        options = replace(options, norm=lambda errors: norm(errors.reshape(shape)))
     attempt = compiled_step(make_attempt, field, key) if options.compile else make_attempt()
     if options.checkpoint and not differentiates_forward():
         with torch.no_grad():
@@ -167,8 +175,22 @@ def _solve(field: Field, y0: Tensor, t: Tensor, options: _Options) -> Tensor:
         again = compiled_step(make_again, field, ("again", *key)) if options.compile else make_again()
         out = _replay(again, velocity, y, times, lands, taken, field)
     else:
-        out = _integrate(velocity, attempt, y, times, options, direction, lands, None)
+        out = _integrate(velocity, attempt, y, times, options, direction, lands, None, steps)
     return out.view(len(t), *shape)
+
+
+def dense_solution(
+    field: Field, y0: Tensor, t: Tensor, *, order: int, return_reached: bool = False, **options: Any
+) -> DenseOutput:
+    """The continuous extension of the steps of `dopri5` (order 5) or `dop853` (8), from ``t[0]`` to ``t[-1]``."""
+    given = {"rtol": 1e-7, "atol": 1e-9, "first_step": None, "max_steps": 100_000, "compile": False, **options}
+    tableau = {5: DOPRI5, 8: DOP853}[order]
+    steps = _Record([], [])
+    settings = _Options(tableau, **given, project=None, checkpoint=False, return_reached=return_reached)
+    states = _solve(field, y0, t, settings, steps)
+    direction = 1.0 if bool(t[-1] > t[0]) else -1.0
+    starts, sizes, ends = (x.T for x in torch.cat(steps.times).squeeze(-1).unbind(1))  # (B, S) each
+    return DenseOutput(t, states, direction, starts, sizes, ends, torch.cat(steps.polynomial))
 
 
 # --- one attempted step ---
@@ -225,10 +247,23 @@ def evaluate(coefficients: Tensor, x: Tensor) -> Tensor:
     return value
 
 
-def _error(tableau: Tableau, h: Tensor, y: Tensor, new: Tensor, K: list[Tensor], rtol: float, atol: float) -> Tensor:  # noqa: N803
-    """The error of the step over the tolerance, (B, 1), by the maximum over the entries."""
-    scale = atol + rtol * torch.maximum(y.abs(), new.abs())
-    errors = [(h.to(y.dtype) * _sum(row, K) / scale).abs().amax(-1, keepdim=True) for row in tableau.E]
+def _measure(errors: Tensor, norm: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """The norm (B, 1) of the errors (B, n) of each sample."""
+    if norm is None:
+        return errors.abs().amax(-1, keepdim=True)
+    size = norm(errors)
+    if size.shape != errors.shape[:1]:
+        raise ValueError(
+            f"expected a norm of every sample, ({len(errors)},), got {tuple(size.shape)}; take it over all axes but "
+            "the first, or use dopri5 with one step size for the batch, whose norm is a number"
+        )
+    return size.abs().unsqueeze(-1)
+
+
+def _error(options: _Options, h: Tensor, y: Tensor, new: Tensor, K: list[Tensor]) -> Tensor:  # noqa: N803
+    """The error of the step over the tolerance, (B, 1), by the norm or the maximum over the entries."""
+    scale = options.atol + options.rtol * torch.maximum(y.abs(), new.abs())
+    errors = [_measure(h.to(y.dtype) * _sum(row, K) / scale, options.norm) for row in options.tableau.E]
     if len(errors) == 1:
         return errors[0]
     fifth, third = errors
@@ -255,7 +290,7 @@ def _attempt_of(
         size = torch.where(lands, limit - now, h).detach()
         new, K = _advance(tableau, velocity, now, size, y, k)  # noqa: N806
         with torch.no_grad():
-            error = _error(tableau, size, y, new, K, options.rtol, options.atol)
+            error = _error(options, size, y, new, K)
             accepted = (error <= 1.0) & ~idle  # false for NaN
             factor = _SAFETY * _power(error.clamp(min=1e-12), tableau.error_exponent)
             # NaN, or infinite: as short as allowed. A rejected step may not grow.
@@ -309,10 +344,10 @@ def _attempts_of(attempt: Callable[..., tuple[Any, ...]], count: int) -> Callabl
 def _first_step(velocity: Field, now: Tensor, y: Tensor, k: Tensor, options: _Options) -> Tensor:
     """A first step per sample, (B, 1) (Hairer, Norsett, Wanner 1993, section II.4)."""
     scale = options.atol + options.rtol * y.abs()
-    d0, d1 = ((x / scale).abs().amax(-1, keepdim=True) for x in (y, k))
+    d0, d1 = (_measure(x / scale, options.norm) for x in (y, k))
     tiny = (d0 < 1e-5) | (d1 < 1e-5)
     h0 = torch.where(tiny, torch.full_like(d0, 1e-6), 0.01 * d0 / torch.where(tiny, torch.ones_like(d1), d1))
-    d2 = ((velocity(now + h0, y + h0 * k) - k) / scale).abs().amax(-1, keepdim=True) / h0
+    d2 = _measure((velocity(now + h0, y + h0 * k) - k) / scale, options.norm) / h0
     largest = torch.maximum(d1, d2)
     power = -options.tableau.error_exponent
     flat = (h0 * 1e-3).clamp(min=1e-6)
@@ -332,8 +367,11 @@ def _integrate(
     direction: float,
     lands_on_outputs: bool,
     taken: list[Tensor] | None,
+    steps: _Record | None = None,
 ) -> Tensor:
-    """All outputs (T, B, n); the steps taken (start, size, end) are appended to ``taken`` where it is a list."""
+    """All outputs (T, B, n); the steps taken (start, size, end) are appended to ``taken`` where it is
+    a list, and all of them to ``steps`` where that is a record.
+    """
     batch = y.shape[0]
     now = times[:1].expand(batch).unsqueeze(-1).clone()  # (B, 1)
     k = velocity(now, y)
@@ -359,6 +397,9 @@ def _integrate(
         attempted += len(spans)
         record.times.append(spans)
         record.polynomial.append(polynomial)
+        if steps is not None:
+            steps.times.append(spans)
+            steps.polynomial.append(polynomial)
         if taken is not None:
             taken.extend(spans)
         if len(record.times) * polynomial.numel() >= _FLUSH:
@@ -419,6 +460,65 @@ def _write(out: Tensor, times: Tensor, record: _Record, lands_on_outputs: bool) 
     mask = wanted[:, first:last].T.unsqueeze(-1)  # (T', B, 1)
     block = torch.where(mask, values.transpose(0, 1), out[first:last])
     return torch.cat([out[:first], block, out[last:]])
+
+
+@dataclass(frozen=True)
+class DenseOutput:
+    """A solution between its output times, read off the continuous extension of the steps (order 4 or 7)."""
+
+    t: Tensor
+    """Output times, (T,)."""
+    states: Tensor
+    """States at them, (T, B, *state)."""
+    direction: float
+    starts: Tensor
+    sizes: Tensor
+    ends: Tensor
+    coefficients: Tensor
+    batched: bool = True
+
+    def interpolate(self, times: Tensor) -> Tensor:
+        """The states at ``times``.
+
+        Args:
+            times: (Q,), common to all samples, or one number (); between the first and the last output time.
+
+        Returns:
+            (Q, *shape of the initial state), or without Q.
+
+        Raises:
+            TypeError: for times that are no floating-point tensor.
+            ValueError: for another shape, and for times that are not finite or outside of the solution.
+
+        Laws: at an output time, the output; gradients pass to times, initial states and parameters.
+        """
+        if not isinstance(times, Tensor) or not times.is_floating_point():
+            given = times.dtype if isinstance(times, Tensor) else type(times).__name__
+            raise TypeError(f"expected times as a floating-point tensor, got {given}; use torch.as_tensor")
+        if times.ndim > 1:
+            raise ValueError(f"expected times of shape (Q,) or (), got {tuple(times.shape)}; flatten them first")
+        if anywhere(~torch.isfinite(times)):
+            raise ValueError("expected finite times, got NaN or infinity")
+        first, last = (float(largest(self.t[i].detach())) for i in (0, -1))
+        if anywhere((times < min(first, last)) | (times > max(first, last))):
+            raise ValueError(f"expected times between {first:g} and {last:g}, those of the solution; integrate further")
+        values = self.at(times.reshape(-1, 1).expand(-1, len(self.starts)))
+        values = values if self.batched else values[:, 0]
+        return values if times.ndim else values[0]
+
+    __call__ = interpolate
+
+    def at(self, times: Tensor) -> Tensor:
+        """The states (Q, B, *state) at a time for each sample, (Q, B), unchecked."""
+        query = (self.direction * times).to(self.ends.dtype).T.contiguous()  # (B, Q)
+        index = torch.searchsorted(self.ends.detach().contiguous(), query.detach())
+        index = index.clamp(max=self.ends.shape[1] - 1)
+        x = (query - self.starts.gather(1, index)) / self.sizes.gather(1, index)
+        samples = torch.arange(len(query), device=query.device).unsqueeze(-1)
+        coefficients = self.coefficients[index, :, samples].movedim(2, 0)  # (C, B, Q, n)
+        values = evaluate(coefficients, x.unsqueeze(-1).to(coefficients.dtype))
+        shape = self.states.shape[1:] if self.batched else (1, *self.states.shape[1:])
+        return values.transpose(0, 1).reshape(len(times), *shape)
 
 
 def _again_of(

@@ -70,21 +70,20 @@ class _Segment(torch.autograd.Function):
         return function(*(x.detach() for x in inputs[:count]))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         function, count = ctx.function, ctx.count
         state, leaves = ctx.saved_tensors[:count], ctx.leaves
-        given = [i for i, gradient in enumerate(gradients) if gradient is not None]
         present: list[bool] = []
 
         def slopes(*inputs: Tensor) -> State:
             """The gradients by state and leaves, without the absent ones, from the state and the given gradients."""
-            found = _gradients(function, inputs[:count], leaves, dict(zip(given, inputs[count:], strict=True)))
+            found = _gradients(function, inputs[:count], leaves, inputs[count:])
             present[:] = [x is not None for x in found]
             distinct = {id(x): x for x in found if x is not None}
             # An output may not be returned twice.
             return tuple(distinct.pop(id(x)) if id(x) in distinct else x.clone() for x in found if x is not None)
 
-        inputs = (*state, *(gradients[i] for i in given))
+        inputs = (*state, *gradients)
         # Where a graph of the gradient is wanted, grad mode is on here. The gradient is then a segment of its own, a
         # function of the state, the gradients and the leaves; so derivatives of every order are those of the steps.
         if torch.is_grad_enabled():
@@ -95,14 +94,14 @@ class _Segment(torch.autograd.Function):
 
 
 def _gradients(
-    function: Callable[..., State], state: Sequence[Tensor], leaves: Sequence[Tensor], gradients: dict[int, Tensor]
+    function: Callable[..., State], state: Sequence[Tensor], leaves: Sequence[Tensor], gradients: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients by ``state`` and ``leaves`` of the outputs of ``function`` that have ``gradients``."""
+    """The gradients by ``state`` and ``leaves`` of the outputs of ``function``, weighted by ``gradients``."""
     wanted = torch.is_grad_enabled()
     with torch.enable_grad():
         state = [x if x.requires_grad else x.detach().requires_grad_() for x in state]
         outputs = function(*state)
-    chosen = [i for i in gradients if outputs[i].requires_grad]
+    chosen = [i for i, output in enumerate(outputs) if output.requires_grad]
     _check_leaves(graph_leaves(outputs[i] for i in chosen), [*state, *leaves])
     # Retained, because leaves may be reached through a graph that was made outside, once for all segments.
     return torch.autograd.grad(

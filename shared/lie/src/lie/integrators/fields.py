@@ -47,3 +47,10 @@ def parameters_of(field: object) -> list[Tensor]:
         else:
             return []
     return [x for x in field.parameters() if x.requires_grad]
+
+
+def unwrapped(field: object) -> object:
+    """The user's field behind our wrappers."""
+    while isinstance(field, Wrapped):
+        field = field.field
+    return field

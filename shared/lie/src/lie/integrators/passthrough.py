@@ -22,7 +22,7 @@ from torch import Tensor
 from lie.integrators.adaptive import dopri5
 from lie.integrators.adjoint import captured_leaves
 from lie.integrators.explicit import EXPLICIT, explicit
-from lie.integrators.fields import Field, Wrapped
+from lie.integrators.fields import Field, Wrapped, unwrapped
 from lie.integrators.transforms import active, concrete
 
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
@@ -77,7 +77,7 @@ def solve_by_torchdiffeq(
         raise ValueError(f"expected a positive step_size, got {step_size}; the direction comes from the times")
     if active():
         return _transformed(field, y0, t, method, rtol, atol, options)
-    if adjoint and not isinstance(field, torch.nn.Module):
+    if adjoint and not isinstance(unwrapped(field), torch.nn.Module):
         raise TypeError(
             "expected a torch.nn.Module for torchdiffeq's adjoint (its parameters receive gradients), got "
             f"{type(field).__name__}; call the field from a module's forward, or use per_sample=True or dop853, "
@@ -94,6 +94,8 @@ def solve_by_torchdiffeq(
         options.setdefault("max_order", 4)  # torchdiffeq's own 12 is unstable at steps of any use
     if method in ADAPTIVE:
         options.setdefault("max_num_steps", MAXIMUM_STEPS)
+    if method == "bosh3":  # whose interpolation within a step is of order 1 in torchdiffeq: its steps end at outputs
+        options.setdefault("step_t", t.detach())
     dtype = y0.dtype
     finer = torch.promote_types(t.dtype, dtype)
     if finer != dtype:
