@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.autodiff.jvp import pushforward
+from lie.groups.precision import FLOATING
 
 
 def jet(
@@ -56,7 +57,7 @@ def jet(
     if not curve:
         raise ValueError("expected a tangent or the derivatives of a curve, got an empty sequence")
     for derivative in curve:
-        if not x.is_floating_point() or derivative.dtype != x.dtype:
+        if x.dtype not in FLOATING or derivative.dtype != x.dtype:
             raise TypeError(
                 f"expected a point and tangents of one floating-point dtype, got {x.dtype} and {derivative.dtype}"
             )

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from lie.autodiff.foreign import refusing_foreign
+from lie.groups.precision import FLOATING
 
 
 def jvp_along(
@@ -98,7 +99,7 @@ def _number_of_tangents(points: list[Tensor], tangents: list[Tensor]) -> int | N
             raise TypeError(f"expected tensors for a point and its tangent, got {type(other).__name__}")
         if x.device != v.device:
             raise ValueError(f"expected a point and a tangent on one device, got {x.device} and {v.device}")
-        if not x.is_floating_point() or v.dtype != x.dtype:
+        if x.dtype not in FLOATING or v.dtype != x.dtype:
             raise TypeError(f"expected a point and a tangent of one floating-point dtype, got {x.dtype} and {v.dtype}")
     if all(v.shape == x.shape for x, v in zip(points, tangents, strict=True)):
         return None
