@@ -11,6 +11,8 @@ import warnings
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from lie.run import UserError
 from liederivative import VectorFields, decompose, lee, lie_derivative, lie_derivatives
 from liederivative.derivative import LADDER
@@ -363,6 +365,84 @@ def test_weights_of_classes_and_reductions_without_their_start():
     for include_self, degree in zip((True, False), degrees, strict=True):
         found = saturated(lambda x, s=include_self: product(x, s), x)
         torch.testing.assert_close(found.derivatives[0], degree * product(x, include_self), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("upper", [False, True])
+def test_matrices_of_which_one_triangle_is_read(upper):
+    """The derivative ignores the other triangle, as the value does."""
+    uplo = "U" if upper else "L"
+    A = images(2, 4, 4) + 4 * torch.eye(4, dtype=torch.float64)  # noqa: N806
+    action = VectorFields({"push": lambda z: torch.sin(7 * z)})  # not symmetric
+    models = {
+        "cholesky": lambda A: torch.linalg.cholesky(A, upper=upper),
+        "eigvalsh": lambda A: torch.linalg.eigvalsh(A, UPLO=uplo),
+        "eigh": lambda A: torch.linalg.eigh(A, UPLO=uplo)[1].square(),
+        "inverse": lambda A: torch.cholesky_inverse(torch.linalg.cholesky(A) + 0.1 * A, upper=upper),
+    }
+    step = 1e-5
+    for name, f in models.items():
+        found = lie_derivatives(lambda A, f=f: f(A).flatten(1), A, ["push"], action=action, output="invariant")
+        v = torch.sin(7 * A)
+        reference = (f(A + step * v) - f(A - step * v)).flatten(1) / (2 * step)
+        assert found.rung.name == "fused rules", name
+        torch.testing.assert_close(found.derivatives[0], reference, rtol=1e-6, atol=1e-7)  # of second order, step^2
+
+
+# --- any input is right or refused ---
+
+OPERATIONS = {
+    "square": (lambda x: x.square(), 2.0),
+    "conv": (lambda x: nn.functional.conv2d(x, WEIGHT.to(x)), 1.0),
+    "pool": (lambda x: nn.functional.max_pool2d(x, 2), 1.0),
+    "norm": (lambda x: nn.functional.normalize(x, dim=1), 0.0),
+    "attention": (lambda x: nn.functional.scaled_dot_product_attention(x, 0 * x, x), 1.0),
+    "deformable": (deformable, 1.0),
+    "resize": (lambda x: nn.functional.interpolate(x, scale_factor=2, mode="bilinear"), 1.0),
+    "number": (lambda x: x / x.max().item(), 0.0),
+    "detach": (lambda x: x * x.detach(), 2.0),
+}
+"""Homogeneous maps and their degrees."""
+
+DTYPES = {torch.float64: 1e-7, torch.float32: 1e-4, torch.float16: 0.03, torch.bfloat16: 0.2}
+"""Tolerances: of differences, and a few dozen roundings of the precision."""
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_homogeneous_maps_of_any_input(data):
+    """Euler: under ``saturate`` the derivative of a map of degree d is d f(x); or the input is refused in one line."""
+    name = data.draw(st.sampled_from(sorted(OPERATIONS)))
+    dtypes = list(DTYPES)[:2] if name == "deformable" else list(DTYPES)  # torchvision has no other kernels
+    dtype = data.draw(st.sampled_from(dtypes))
+    f, degree = OPERATIONS[name]
+    batch = data.draw(st.sampled_from([0, 1, 2] if name != "deformable" else [2]))
+    x = images(batch, 3, 8, 8, dtype=torch.float32, seed=data.draw(st.integers(0, 9))).to(dtype)
+    kind = data.draw(st.sampled_from(["plain", "channels last", "strided", "nan"]))
+    if kind == "channels last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif kind == "strided":
+        x = torch.cat([x, x], -1)[..., ::2]
+    elif kind == "nan" and batch:
+        x[0, 0, 0, 0] = float("nan")
+    x.requires_grad_(data.draw(st.booleans()))
+    before = x.detach().clone()
+    if batch == 0 or kind == "nan":
+        with pytest.raises(UserError, match=r"at least one|finite"):
+            saturated(lambda x: f(x).flatten(1), x)
+        return
+    try:
+        found = saturated(lambda x: f(x).flatten(1), x)
+    except UserError as error:
+        refusal = str(error)
+        assert dtype in (torch.float16, torch.bfloat16), refusal  # too imprecise for differences
+        assert "\n" not in refusal
+        return
+    value = f(x.detach().double()).flatten(1)
+    assert not found.derivatives.requires_grad
+    assert torch.equal(x.detach(), before)
+    assert x.grad is None
+    apart = (found.derivatives[0].double() - degree * value).abs().max()
+    assert apart <= DTYPES[dtype] * value.abs().max(), (name, dtype, kind, found.method)
 
 
 # --- comparison on demand ---

@@ -255,6 +255,9 @@ class DualMode(TorchDispatchMode):
     def _by_forward_mode(self, name: str, call: Call) -> Any:
         """Torch's own derivative of one operation, for all tangents by `vmap`."""
         places, points, velocities = call.moving()
+        if name in TRIANGLES and places == [(0,)]:
+            upper = call.kwargs.get("upper", call.get(1, False)) if name != "_linalg_eigh" else call.get(1, "L") == "U"
+            velocities = [mirrored(velocities[0], bool(upper))]
         structure: list[int] = []
 
         def f(*moved: Tensor) -> tuple[Tensor, ...]:
@@ -388,10 +391,18 @@ def rows_of(duals: Sequence[Dual]) -> tuple[int, ...]:
 DRAWS = frozenset({"normal", "poisson", "binomial", "_standard_gamma", "_sample_dirichlet", "exponential"})
 """Random draws whose distribution depends on a value: torch takes them for constants, and a number of Python's too."""
 
-UNTRUSTED = frozenset({"nll_loss_forward", "nll_loss2d_forward", "scatter_reduce", "linalg_lstsq"})
+TRIANGLES = frozenset({"_linalg_eigh", "linalg_cholesky_ex", "cholesky"})
+"""Operators that read one triangle of a matrix, and whose derivative takes the tangent to be symmetric."""
+
+UNTRUSTED = frozenset(
+    {
+        *("nll_loss_forward", "nll_loss2d_forward", "scatter_reduce", "linalg_lstsq"),
+        *("cholesky_inverse", "cholesky_solve", "triangular_solve"),
+    }
+)
 """Operators of torch whose forward mode misses a part without an error: weights of classes, what is left out of a
-reduction, residuals. (Of the special functions, the orthogonal polynomials, Airy's and spherical Bessel's functions are
-taken for constants.)"""
+reduction, residuals, the triangle that is not read. (Of the special functions, the
+orthogonal polynomials, Airy's and spherical Bessel's functions are taken for constants.)"""
 
 _DESCRIBED: dict[Any, tuple[str, str]] = {}
 
@@ -413,6 +424,13 @@ def _described(func: Any) -> tuple[str, str]:
             kind = "quantised" if is_quantised(schema.name) else "plain"
         description = _DESCRIBED[func] = (operator_name(func), kind)
     return description
+
+
+def mirrored(tangents: Tensor, upper: bool) -> Tensor:
+    """Symmetric (Hermitian) matrices with one triangle of ``tangents``."""
+    half = tangents.triu(1) if upper else tangents.tril(-1)
+    diagonal = tangents.diagonal(dim1=-2, dim2=-1)
+    return half + half.mH + torch.diag_embed(diagonal.real if diagonal.is_complex() else diagonal)
 
 
 def operator_kind(func: Any) -> str:
