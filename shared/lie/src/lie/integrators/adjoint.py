@@ -102,7 +102,7 @@ def _gradients(
         state = [x if x.requires_grad else x.detach().requires_grad_() for x in state]
         outputs = function(*state)
     chosen = [i for i, output in enumerate(outputs) if output.requires_grad]
-    _check_leaves(graph_leaves(outputs[i] for i in chosen), [*state, *leaves])
+    check_leaves(graph_leaves(outputs[i] for i in chosen), [*state, *leaves])
     # Retained, because leaves may be reached through a graph that was made outside, once for all segments.
     return torch.autograd.grad(
         [outputs[i] for i in chosen], [*state, *leaves], [gradients[i] for i in chosen], retain_graph=True,
@@ -110,7 +110,8 @@ def _gradients(
     )  # fmt: skip
 
 
-def _check_leaves(used: Sequence[Tensor], known: Sequence[Tensor]) -> None:
+def check_leaves(used: Sequence[Tensor], known: Sequence[Tensor]) -> None:
+    """Raise where a leaf is ``used`` that is not among the ``known`` ones."""
     names = {id(x) for x in known}
     unknown = [x for x in used if id(x) not in names]
     if unknown:

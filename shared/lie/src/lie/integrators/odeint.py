@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -114,6 +114,7 @@ def odeint(
     settings = {"method": method, "rtol": rtol, "atol": atol, "per_sample": per_sample, "adjoint": adjoint}
     if isinstance(y0, tuple | list):
         return _of_parts(field, y0, t, events, dense, options, settings)
+    y0 = cast(Tensor, y0)  # or refused by the check
     ours = _solvers(method, per_sample, options)
     each = method in ours and method in _PER_SAMPLE
     _check(field, y0, t, same_shape=method not in _ON_GROUPS, per_sample=each)

@@ -77,7 +77,7 @@ def solve_by_torchdiffeq(
         raise ValueError(f"expected a positive step_size, got {step_size}; the direction comes from the times")
     if active():
         return _transformed(field, y0, t, method, rtol, atol, options)
-    if adjoint and not isinstance(unwrapped(field), torch.nn.Module):
+    if adjoint and method not in SCIPY and not isinstance(unwrapped(field), torch.nn.Module):
         raise TypeError(
             "expected a torch.nn.Module for torchdiffeq's adjoint (its parameters receive gradients), got "
             f"{type(field).__name__}; call the field from a module's forward, or use per_sample=True or dop853, "
@@ -86,10 +86,7 @@ def solve_by_torchdiffeq(
     wanted = adjoint or method in SCIPY
     leaves = captured_leaves(lambda y: (field(t[0], y),), y0, field=field) if wanted else []
     if method in SCIPY and not adjoint and torch.is_grad_enabled() and (y0.requires_grad or t.requires_grad or leaves):
-        raise ValueError(
-            "scipy_solver has no gradient through its steps: use adjoint=True with a field that is a torch.nn.Module, "
-            "or torch.no_grad()"
-        )
+        raise ValueError("scipy_solver has no gradient through its steps: use adjoint=True, or torch.no_grad()")
     if method in ("explicit_adams", "implicit_adams"):
         options.setdefault("max_order", 4)  # torchdiffeq's own 12 is unstable at steps of any use
     if method in ADAPTIVE:
@@ -100,7 +97,12 @@ def solve_by_torchdiffeq(
     finer = torch.promote_types(t.dtype, dtype)
     if finer != dtype:
         field, y0 = _Finer(field, dtype), y0.to(finer)
-    solution = _solve(field, y0, t, method, rtol, atol, adjoint, options, leaves)
+    if method in SCIPY and adjoint:
+        from lie.integrators.stiff import solve_with_adjoint
+
+        solution = solve_with_adjoint(field, y0, t, leaves, rtol=rtol, atol=atol, options=options)
+    else:
+        solution = _solve(field, y0, t, method, rtol, atol, adjoint, options, leaves)
     if len(solution) != len(t):
         raise FloatingPointError(
             f"{method} gave up between t = {float(t[len(solution) - 1]):g} and {float(t[-1]):g}; the field may be "
