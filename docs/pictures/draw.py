@@ -14,6 +14,7 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -76,8 +77,9 @@ def _photographs(size: int) -> Tensor:
     from liederivative.images import sample_photographs
     from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
-    images = [resize(center_crop(p.image, [min(p.image.size)] * 2), [size, size]) for p in sample_photographs()]
-    return torch.stack([pil_to_tensor(image) for image in images]) / 255.0
+    images = [pil_to_tensor(photograph.image) for photograph in sample_photographs()]
+    squares = [resize(center_crop(image, [min(image.shape[1:])] * 2), [size, size]) for image in images]
+    return torch.stack(squares) / 255.0
 
 
 def layers() -> Figure:
@@ -129,7 +131,7 @@ def gyroscope() -> Figure:
     figure = plt.figure(figsize=(3.6, 3.4), layout="constrained")
     axes = figure.add_subplot(projection="3d")
     axes.plot(*centre.T.tolist(), linewidth=1.2)
-    axes.scatter([0], [0], [0], color="0.3", s=12)
+    axes.plot([0], [0], [0], "o", color="0.3", markersize=3)
     axes.set(aspect="equal", xlabel="x in m", ylabel="y in m", zlabel="z in m")
     axes.locator_params(nbins=4)
     return figure
@@ -149,7 +151,7 @@ def magnets() -> Figure:
     return figure
 
 
-def _coloured_path(axes: plt.Axes, path: Tensor, t: Tensor) -> None:
+def _coloured_path(axes: Axes, path: Tensor, t: Tensor) -> None:
     """Draw ``path`` (T, 2) in the colour of its time."""
     segments = torch.stack([path[:-1], path[1:]], 1)
     axes.add_collection(LineCollection(list(segments.numpy()), array=t[:-1].numpy(), cmap="viridis", linewidth=1.2))

@@ -122,11 +122,10 @@ def joint_metric(
     if not len(constraints.joint_A):
         G = torch.linalg.inv(inertia_factor.mT) / inertia.sqrt().unsqueeze(-2)  # noqa: N806
     elif m:
-        sizes = rows.detach().abs().flatten(0, -3).amax(0) if rows.ndim > 2 else rows.detach().abs()
-        order = sizes.amax(-1).argsort(descending=True)
-        columns = scipy.linalg.qr(sizes[order].numpy() if rows.ndim > 2 else rows.detach()[order].numpy(),
-                                  mode="r", pivoting=True)[1]  # fmt: skip
-        columns = torch.from_numpy(np.asarray(columns, dtype=np.int64))
+        sample = rows.detach().abs().flatten(0, -3).amax(0) if rows.ndim > 2 else rows.detach()
+        order = sample.abs().amax(-1).argsort(descending=True)
+        _, pivots = scipy.linalg.qr(sample[order].cpu().numpy(), mode="r", pivoting=True)  # type: ignore[misc]
+        columns = torch.from_numpy(np.asarray(pivots, dtype=np.int64)).to(rows.device)
         R = torch.linalg.qr(rows[..., order, :][..., columns]).R  # noqa: N806
         G = torch.linalg.solve_triangular(R, basis[:, columns].expand(*R.shape[:-2], -1, -1), upper=True, left=False)  # noqa: N806
     else:
