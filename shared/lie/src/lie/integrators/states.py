@@ -25,7 +25,7 @@ class Parts:
         """The parts of y (..., n) or (..., B, n)."""
         inner = [shape[1:] if self.batched else shape for shape in self.shapes]
         parts = y.split([shape.numel() for shape in inner], dim=-1)
-        return tuple(part.reshape(*y.shape[:-1], *shape) for part, shape in zip(parts, inner, strict=True))
+        return tuple(part.reshape((*y.shape[:-1], *shape)) for part, shape in zip(parts, inner, strict=True))
 
 
 @dataclass(frozen=True)
