@@ -211,6 +211,8 @@ def fuzz(server: Server, corpus: Path, trap: Path, folder: Path, count: int, see
     outcomes: Counter = Counter()
     failures: list[str] = []
     for number in range(count):
+        if number % len(names) == 0:
+            draw.shuffle(names)
         name = names[number % len(names)]
         case = folder / "case"
         shutil.copytree(corpus, case)

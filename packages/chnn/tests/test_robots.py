@@ -496,11 +496,11 @@ BAD = {
     "four-hinges": (body('<joint/><joint axis="1 0 0"/><joint axis="0 1 0"/><joint/>' + BOX), "one, two or three"),
     "apart": (body('<joint/><joint axis="1 0 0" pos="0 0 1"/><joint axis="0 1 0"/>' + BOX), "miss one another"),
     "same-axes": (body("<joint/><joint/>" + BOX), "turn about the same axes"),
-    "class": (body('<joint class="x"/>' + BOX), "has the class 'x', which no <default> defines"),
+    "class": (body('<joint class="x"/>' + BOX), "names the class 'x', which is not there"),
     "mesh-name": (body('<joint/><geom type="mesh" mesh="m"/>'), "names the mesh 'm', which is not there"),
     "mesh-file": ('<mujoco><asset>\n<mesh name="m" file="no.stl"/></asset><worldbody><body name="b"><freejoint/>'
                   '<geom type="mesh" mesh="m"/></body></worldbody></mujoco>',
-                  r'robot.xml:2: <mesh name="m"> cannot read the mesh .*no.stl: No such file'),
+                  r'robot.xml:2: <mesh name="m"> cannot read the mesh: no file .*no.stl'),
     "hollow": (body('<joint/><geom type="box" size="1 1 1" shellinertia="true"/>'), "is hollow"),
     "hfield": (body('<joint/><geom type="hfield" hfield="h"/>'), "is a hfield"),
     "mocap": ('<mujoco><worldbody><body mocap="true"/></worldbody></mujoco>', "is moved from outside"),

@@ -17,6 +17,7 @@ from chnn.formats.tree import WORLD, Joint, Leftover, Link, Loop, Tree
 from chnn.mechanics import Assembly, BodyHandle, Inertia, Place
 
 _THIN = 1e-9  # smallest over largest second moment: below it the mass lies in a plane as far as rounding tells
+_LEAST, _MOST = 1e-15, 1e15  # kg, and their squares kg m^2: products of masses and moments stay within float64
 _SAME = 1e-9  # of a metre: axes that miss one another by less cross
 
 
@@ -85,6 +86,9 @@ def assemble(tree: Tree, left: Leftover) -> tuple[Assembly, list[Motion], list[l
         frames.append((rotation, position))
         mass = link.mass
         assert mass is not None
+        if not _LEAST <= mass.mass <= _MOST:
+            raise UserError(f"{link.where} has a mass of {mass.mass:.4g} kg, expected {_LEAST:g} to {_MOST:g}; correct "
+                            "<inertial>, or the density and size of its geoms")  # fmt: skip
         _check_moments(link, mass.moments)
         pose = _Pose(position + rotation @ mass.centre, rotation)
         inertia = Inertia(mass.mass, tuple(map(tuple, (0.5 * (mass.moments + mass.moments.T)).tolist())))
@@ -116,6 +120,10 @@ def _check_moments(link: Link, moments: np.ndarray) -> None:
     smallest, largest = np.linalg.eigvalsh(moments)[[0, -1]]
     if not values[0] > 0.0:
         raise UserError(f"{link.where} has moments of inertia {shown}; expected three positive ones")
+    if not _LEAST**2 <= values[0] <= values[-1] <= _MOST**2:
+        raise UserError(
+            f"{link.where} has moments of inertia {shown} kg m^2, expected {_LEAST**2:g} to {_MOST**2:g}; correct them"
+        )
     if smallest < -_THIN * largest:
         raise UserError(
             f"{link.where} has moments of inertia {shown}, which no body has: the largest is at most the sum of the "

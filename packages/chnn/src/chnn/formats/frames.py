@@ -7,10 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 
+def unit(vector: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The vector at length 1; scaled first, since the square of 1e-160 has no digits.
+
+    >>> unit([3e-200, 0.0, 4e-200])
+    array([0.6, 0. , 0.8])
+    """
+    u = np.asarray(vector, dtype=float)
+    u = u / np.abs(u).max()
+    return u / np.linalg.norm(u)
+
+
 def about(axis: Sequence[float] | np.ndarray, angle: float) -> np.ndarray:
     """The rotation by ``angle`` (rad) about an axis of any length but 0 (Rodrigues)."""
-    u = np.asarray(axis, dtype=float)
-    u = u / np.linalg.norm(u)
+    u = unit(axis)
     K = np.array([[0.0, -u[2], u[1]], [u[2], 0.0, -u[0]], [-u[1], u[0], 0.0]])  # noqa: N806
     return np.eye(3) + np.sin(angle) * K + (1.0 - np.cos(angle)) * (K @ K)
 
@@ -31,7 +41,7 @@ def from_euler(angles: Sequence[float], sequence: str) -> np.ndarray:
 
 def from_quaternion(q: Sequence[float]) -> np.ndarray:
     """The rotation of a quaternion (w, x, y, z) of any length but 0."""
-    w, x, y, z = np.asarray(q, dtype=float) / np.linalg.norm(q)
+    w, x, y, z = unit(q)
     return np.array([
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
         [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
@@ -41,8 +51,7 @@ def from_quaternion(q: Sequence[float]) -> np.ndarray:
 
 def from_z_axis(axis: Sequence[float] | np.ndarray) -> np.ndarray:
     """The smallest rotation that takes the third axis to the direction of ``axis``."""
-    u = np.asarray(axis, dtype=float)
-    u = u / np.linalg.norm(u)
+    u = unit(axis)
     cross = np.array([-u[1], u[0], 0.0])  # z x u
     sine = np.linalg.norm(cross)
     if sine < 1e-12:
@@ -52,8 +61,6 @@ def from_z_axis(axis: Sequence[float] | np.ndarray) -> np.ndarray:
 
 def from_xy_axes(numbers: Sequence[float]) -> np.ndarray:
     """The frame of an x axis and a vector in its xy half-plane."""
-    x, y = np.asarray(numbers[:3], dtype=float), np.asarray(numbers[3:], dtype=float)
-    x = x / np.linalg.norm(x)
-    y = y - (y @ x) * x
-    y = y / np.linalg.norm(y)
+    x, y = unit(numbers[:3]), unit(numbers[3:])
+    y = unit(y - (y @ x) * x)
     return np.stack([x, y, np.cross(x, y)], axis=1)

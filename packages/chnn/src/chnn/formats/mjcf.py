@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from lie.run import UserError
 
-from chnn.formats.frames import about, from_euler, from_quaternion, from_xy_axes, from_z_axis
-from chnn.formats.meshes import read_mesh
+from chnn.formats.frames import about, from_euler, from_quaternion, from_xy_axes, from_z_axis, unit
+from chnn.formats.meshes import Meshes, scaled
 from chnn.formats.shapes import Mass, Shape, check_size, from_tensor, solid, together
 from chnn.formats.tree import WORLD, Joint, Leftover, Link, Loop, Tree
-from chnn.formats.xml import Element, read_xml
+from chnn.formats.xml import Budget, Element, read_xml, shortened
 
 _SECTIONS = ("compiler", "option", "size", "statistic", "visual", "asset", "default", "custom", "worldbody", "contact",
              "equality", "tendon", "actuator", "sensor", "keyframe", "deformable", "extension", "include")  # fmt: skip
@@ -40,6 +40,11 @@ _OPTION_OF_THE_SOLVER = (
 _FLAGS_READ = ("constraint", "equality", "frictionloss", "limit", "contact", "passive", "spring", "damper", "gravity",
                "actuation")  # fmt: skip
 _OFF = "disable"
+_DEEPEST = 200  # elements within one another, with those that are included
+_MOST_DEFAULTS = 200  # attributes of an element by its class; the format defines fewer than 50
+_MOST_CLASSES = 1000
+_MOST_GEOMS = 10_000  # every pair may touch; the largest public models have some hundreds
+_MOST_KINDS = 2**31  # contype and conaffinity are 32 bits
 
 
 @dataclass
@@ -63,6 +68,24 @@ class _Settings:
 
 
 @dataclass
+class _Class:
+    """A class of defaults.
+
+    Fields:
+        above: the class around it.
+        attributes: by tag, those of its elements in their order.
+        collected: by tag, those of the classes around it and its own over them, where they were asked for.
+    """
+
+    above: _Class | None
+    attributes: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    collected: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def add(self, element: Element) -> None:
+        self.attributes.setdefault(element.tag, []).append(element.attributes)
+
+
+@dataclass
 class _Geom:
     """What contacts need to know of a geom."""
 
@@ -78,7 +101,8 @@ class _Reader:
     def __init__(self, root: Element, folder: Path, left: Leftover) -> None:
         self.root, self.left = root, left
         self.settings = _Settings(folder=folder)
-        self.classes: dict[str, dict[str, dict[str, str]]] = {}
+        self.classes: dict[str, _Class] = {}
+        self.num_classes = 0
         self.main = "main"
         self.meshes: dict[str, Element] = {}
         self.links: list[Link] = []
@@ -87,6 +111,7 @@ class _Reader:
         self.sites: dict[str, tuple[int, np.ndarray]] = {}
         self.names: dict[str, int] = {"world": WORLD}
         self.loaded: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self.files = Meshes(folder)
 
     def read(self) -> Tree:
         root, left = self.root, self.left
@@ -191,11 +216,15 @@ class _Reader:
             element.fail("needs the attribute class=")
         if above is None:
             self.main = name
-        merged = {tag: dict(values) for tag, values in self.classes.get(name if above is None else above, {}).items()}
+        # A section that comes again continues its class; classes within the first one keep what they had from it.
+        own = _Class(self.classes.get(name if above is None else above))
+        self.num_classes += 1
+        if self.num_classes > _MOST_CLASSES:
+            element.fail(f"is one of more than {_MOST_CLASSES} classes; simplify the model")
         for child in element.children:
             if child.tag != "default":
-                merged[child.tag] = _over(merged.get(child.tag, {}), child.attributes)
-        self.classes[name] = merged
+                own.add(child)
+        self.classes[name] = own
         for child in element.all("default"):
             self.default(child, name)
 
@@ -212,9 +241,26 @@ class _Reader:
         """The element with what its class gives it."""
         name = element.get("class") or around
         if name not in self.classes and name != "main":
-            element.fail(f"has the class '{name}', which no <default> defines; classes: {', '.join(self.classes)}")
-        given = self.classes.get(name, {}).get(element.tag, {})
+            element.unknown("class", name, self.classes)
+        given = self.defaults(name, element)
         return Element(element.tag, _over(given, element.attributes), element.file, element.line, element.children)
+
+    def defaults(self, name: str, element: Element) -> dict[str, str]:
+        """What a class and those around it give to elements of this tag; collected once for each class and tag."""
+        line: list[_Class] = []
+        own = self.classes.get(name)
+        while own is not None and element.tag not in own.collected:
+            line.append(own)
+            own = own.above
+        given = {} if own is None else own.collected[element.tag]
+        for each in reversed(line):
+            for attributes in each.attributes.get(element.tag, ()):
+                given = _over(given, attributes)
+            if len(given) > _MOST_DEFAULTS:
+                element.fail(f"has {len(given)} attributes by its class '{shortened(name)}', at most {_MOST_DEFAULTS} "
+                             "are read")  # fmt: skip
+            each.collected[element.tag] = given
+        return given
 
     # --- bodies ---
 
@@ -232,7 +278,7 @@ class _Reader:
         unit = np.pi / 180.0 if self.settings.degree else 1.0
         long = {"quat": values, "axisangle": values[:3], "zaxis": values, "xyaxes": np.cross(values[:3], values[3:])
                 if name == "xyaxes" else values, "euler": [1.0]}[name]  # fmt: skip
-        if not np.linalg.norm(long) > 0.0:
+        if not np.any(long):
             element.fail(f'expects directions in {name}=, got "{element.get(name)}"')
         if name == "quat":
             return from_quaternion(values)
@@ -244,7 +290,7 @@ class _Reader:
 
     def frame(self, element: Element) -> tuple[np.ndarray, np.ndarray]:
         """Position and orientation of an element in the frame around it."""
-        return np.array(element.numbers("pos", 3, (0, 0, 0))), self.turn(element)
+        return np.array(element.place("pos")), self.turn(element)
 
     def inside(
         self, element: Element, index: int, around: str, position: np.ndarray, rotation: np.ndarray,
@@ -280,7 +326,7 @@ class _Reader:
                 written = self.inertial(child, position, rotation)
             elif child.tag == "site" and child.get("name"):
                 full = self.with_defaults(child, around)
-                place = np.array(full.numbers("pos", 3, (0, 0, 0)))
+                place = np.array(full.place("pos"))
                 self.sites[full.need("name")] = (index, position + rotation @ place)
         return masses, written
 
@@ -293,16 +339,14 @@ class _Reader:
         index = len(self.links)
         name = element.get("name") or f"body {index}"
         if name in self.names:
-            element.fail(f"has the name of another body; give '{name}' once")
+            element.fail(f"has the name of another body; give '{shortened(name)}' once")
         self.names[name] = index
         place, turn = self.frame(element)
         link = Link(name, parent, position + rotation @ place, rotation @ turn, where=element.where)
         self.links.append(link)
         inner = element.get("childclass") or around
         if inner not in self.classes and inner != "main":
-            element.fail(
-                f"has the childclass '{inner}', which no <default> defines; classes: {', '.join(self.classes)}"
-            )
+            element.unknown("childclass", inner, self.classes)
         masses, written = self.inside(element, index, inner, np.zeros(3), np.eye(3), link)
         low, high = self.settings.groups
         from_geoms = together([mass for mass, group in masses if low <= group <= high])
@@ -352,10 +396,11 @@ class _Reader:
         name = full.get("name") or f"{owner.name} {kind}" + (f" {len(owner.joints) + 1}" if owner.joints else "")
         if kind == "free" and owner.parent != WORLD:
             full.fail("is free, but its body stands in another; move the body into <worldbody>")
-        axis = rotation @ np.array(full.numbers("axis", 3, (0, 0, 1)))
-        if not np.linalg.norm(axis) > 0.0:
+        axis = np.array(full.numbers("axis", 3, (0, 0, 1)))
+        if not axis.any():
             full.fail("expects a direction in axis=, got the zero vector")
-        anchor = position + rotation @ np.array(full.numbers("pos", 3, (0, 0, 0)))
+        axis = rotation @ unit(axis)
+        anchor = position + rotation @ np.array(full.place("pos"))
         if kind == "free":
             anchor = np.zeros(3)
         damping, stiffness, rest = self.passive(full, kind)
@@ -399,6 +444,10 @@ class _Reader:
         kind = element.choice("type", ("plane", "hfield", "sphere", "capsule", "ellipsoid", "cylinder", "box", "mesh",
                                        "sdf"), "sphere")  # fmt: skip
         kinds, others = int(element.number("contype", 1)), int(element.number("conaffinity", 1))
+        if not (0 <= kinds < _MOST_KINDS and 0 <= others < _MOST_KINDS):
+            element.fail(f"expects contype= and conaffinity= from 0 to 2^31 - 1, got {kinds} and {others}")
+        if len(self.geoms) == _MOST_GEOMS:
+            element.fail(f"is one of more than {_MOST_GEOMS} geoms; simplify the model")
         self.geoms.append(_Geom(element.where, index, kinds, others))
         if kind in ("plane", "hfield", "sdf"):
             if owner is not None and kind != "plane":
@@ -426,25 +475,27 @@ class _Reader:
     def shape(self, element: Element, kind: str, place: np.ndarray, turn: np.ndarray) -> Shape:
         if kind == "mesh":
             name = element.need("mesh")
-            return Shape("mesh", (), place, turn, self.mesh(element, name))
+            mesh = self.mesh(element, name)
+            element.while_reading(lambda _: self.files.count(len(mesh[1])), Path())
+            return Shape("mesh", (), place, turn, mesh)
         if element.get("mesh"):
             element.fail('fits a primitive to a mesh, which is not read; write its size=, or type="mesh"')
         size = list(element.numbers("size", default=()) or [])
-        if kind in ("capsule", "cylinder", "box", "ellipsoid") and (ends := element.numbers("fromto", 6)) is not None:
+        if kind in ("capsule", "cylinder", "box", "ellipsoid") and (ends := element.place("fromto", None, ends=2)):
             a, b = np.array(ends[:3]), np.array(ends[3:])
             half = 0.5 * float(np.linalg.norm(b - a))
             if not half > 0.0:
                 element.fail("expects two different ends in fromto=")
             place, turn = 0.5 * (a + b), from_z_axis(b - a)
             size = [*size[:1], half] if kind in ("capsule", "cylinder") else [*size[:1], *size[:1], half]
-        return Shape(kind, check_size(element.where, kind, size), place, turn)
+        return Shape(kind, check_size(element, kind, size), place, turn)
 
     def mesh(self, geom: Element, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Vertices and triangles of an asset, in the frame in which they are written."""
         if name in self.loaded:
             return self.loaded[name]
         if name not in self.meshes:
-            geom.fail(f"names the mesh '{name}', which is not there; meshes: {', '.join(self.meshes) or 'none'}")
+            geom.unknown("mesh", name, self.meshes or ["none"])
         asset = self.meshes[name]
         asset.only(("name", "class", "file", "content_type", "scale", "vertex", "face", "refpos", "refquat", "inertia",
                     "smoothnormal", "maxhullvert", "normal", "texcoord", "facetexcoord", "facenormal", "material",
@@ -453,7 +504,7 @@ class _Reader:
             asset.fail('has inertia="shell", which is not read; give the body <inertial>')
         if (file := asset.get("file")) is not None:
             path = self.settings.folder / (Path(file).name if self.settings.strip else file)
-            vertices, triangles = asset.while_reading(read_mesh, path)
+            vertices, triangles = asset.while_reading(self.files.read, path)
         else:
             points, faces = asset.numbers("vertex"), asset.numbers("face")
             if points is None or faces is None or len(points) % 3 or len(faces) % 3:
@@ -461,10 +512,12 @@ class _Reader:
             vertices, triangles = np.reshape(points, (-1, 3)), np.reshape(faces, (-1, 3)).astype(int)
             if triangles.min() < 0 or triangles.max() >= len(vertices):
                 asset.fail(f"names vertices in face= that are not among the {len(vertices)} of vertex=")
-        offset = np.array(asset.numbers("refpos", 3, (0, 0, 0)))
-        turn = from_quaternion(asset.numbers("refquat", 4, (1, 0, 0, 0)) or ())
+        offset = np.array(asset.place("refpos"))
+        quaternion = asset.numbers("refquat", 4, (1, 0, 0, 0)) or []
+        if not any(quaternion):
+            asset.fail(f'expects a direction in refquat=, got "{asset.get("refquat")}"')
         scale = np.array(asset.numbers("scale", 3, (1, 1, 1)))
-        vertices = (vertices - offset) @ turn * scale
+        vertices = scaled(asset, (vertices - offset) @ from_quaternion(quaternion), scale)
         if scale.prod() < 0.0:
             triangles = triangles[:, ::-1]
         self.loaded[name] = (vertices, triangles)
@@ -496,26 +549,26 @@ class _Reader:
                     full.need("anchor")
                 if full.numbers("relpose", 7, (0, 0, 0, 0, 0, 0, 0)) not in ([0.0] * 7, [0.0, 1.0] + [0.0] * 5):
                     full.fail("has relpose=, which is not read; weld the bodies as they stand in the file")
-                anchor = np.array(full.numbers("anchor", 3, (0, 0, 0)))
+                anchor = np.array(full.place("anchor"))
             loops.append(Loop(full.tag, name, a, b, anchor, full.where, other))
         return loops
 
     def named(self, element: Element, name: str) -> int:
         if name not in self.names:
-            element.fail(f"names the body '{name}', which is not there; bodies: {', '.join(self.names)}")
+            element.unknown("body", name, self.names)
         return self.names[name]
 
     def site(self, element: Element, end: str) -> tuple[int, np.ndarray]:
         name = element.need(end)
         if name not in self.sites:
-            element.fail(f"names the site '{name}', which is not there; sites: {', '.join(self.sites)}")
+            element.unknown("site", name, self.sites)
         return self.sites[name]
 
     def contacts(self) -> None:
         """Note pairs of geoms that MuJoCo would let touch."""
         if self.settings.off("contact", "constraint"):
             return
-        excluded = set()
+        excluded: set[frozenset[int]] = set()
         for section in self.root.all("contact"):
             for child in section.children:
                 if child.tag == "exclude":
@@ -523,19 +576,25 @@ class _Reader:
                     excluded.add(frozenset(map(self.held_by, ends)))
                 else:
                     self.left.of(child, "contacts", "lets two geoms touch")
-        for i, one in enumerate(self.geoms):
-            a = self.held_by(one.link)
-            for other in self.geoms[:i]:
-                b = self.held_by(other.link)
-                if (
-                    a == b
-                    or frozenset((a, b)) in excluded
-                    or not (one.kinds & other.others or other.kinds & one.others)
-                ):
-                    continue
-                if WORLD not in (a, b) and (self.above(a) == b or self.above(b) == a):
-                    continue  # of a body and its parent, which never touch
-                self.left.note("contacts", one.where, f"may touch {other.where}")
+        held = [self.held_by(geom.link) for geom in self.geoms]
+        links = np.array(held, dtype=int)
+        above = np.array([self.above(link) for link in held], dtype=int)
+        kinds = np.array([geom.kinds for geom in self.geoms], dtype=np.int64)
+        others = np.array([geom.others for geom in self.geoms], dtype=np.int64)
+        partners: dict[int, list[int]] = {}
+        for pair in excluded:
+            for a in pair:
+                partners.setdefault(a, []).extend(pair - {a})
+        for i, a in enumerate(held):
+            b = links[:i]
+            touch = (b != a) & ((kinds[i] & others[:i] | kinds[:i] & others[i]) != 0)
+            if a != WORLD:  # a body and its parent never touch
+                touch &= (b == WORLD) | ((b != above[i]) & (above[:i] != a))
+            touch &= ~np.isin(b, partners.get(a, []))
+            pairs = np.flatnonzero(touch)
+            if len(pairs):
+                one, other = self.geoms[i], self.geoms[int(pairs[0])]
+                self.left.note("contacts", one.where, f"may touch {other.where}", len(pairs))
 
     def held_by(self, index: int) -> int:
         """The moving link to which a link is welded."""
@@ -559,18 +618,39 @@ def read_mjcf(root: Element, folder: Path, left: Leftover) -> Tree:
     return _Reader(root, folder, left).read()
 
 
-def included(element: Element, folder: Path, seen: tuple[str, ...]) -> Element:
-    """The element of a file with the contents of those it includes, named from the main file's folder."""
+def included(element: Element, folder: Path, seen: tuple[str, ...], budget: Budget, depth: int = 1) -> Element:
+    """The element of a file with the contents of those it includes, named from the main file's folder.
+
+    Args:
+        element: of the file.
+        folder: of the main file.
+        seen: the files that are being read.
+        budget: what those that are included may still take.
+        depth: of the element.
+
+    Raises:
+        UserError: for a file that includes itself, lies outside the folder or cannot be read, and beyond the bounds.
+    """
+    if depth > _DEEPEST:
+        element.fail(f"lies deeper than {_DEEPEST} elements, with those that are included; flatten the file")
     children: list[Element] = []
     for child in element.children:
         if child.tag != "include":
-            children.append(included(child, folder, seen))
+            children.append(included(child, folder, seen, budget, depth + 1))
             continue
         child.only(("file",), ())
         name = child.need("file")
         if name in seen:
-            child.fail(f"includes {name}, which is being read already")
-        if not (folder / name).resolve().is_relative_to(folder.resolve()):
-            child.fail(f"includes {name} from outside the folder of the model; put the file there")
-        children += included(read_xml(folder / name), folder, (*seen, name)).children
+            child.fail(f"includes {shortened(name)}, which is being read already")
+        try:
+            inside = (folder / name).resolve().is_relative_to(folder.resolve())
+        except (OSError, ValueError) as error:  # a name that is too long, or a loop of links
+            child.fail(f"includes {shortened(name)}, which cannot be read: {error.__class__.__name__}")
+        if not inside:
+            child.fail(f"includes {shortened(name)} from outside the folder of the model; put the file there")
+        try:
+            content = read_xml(folder / name, budget)
+        except UserError as error:
+            raise UserError(f"{child.where} {error}") from None
+        children += included(content, folder, (*seen, name), budget, depth).children
     return Element(element.tag, element.attributes, element.file, element.line, children)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import pi
 
 import numpy as np
-from lie.run import UserError
 
+from chnn.formats.xml import FARTHEST, Element
 from chnn.mechanics import from_mesh
 
 
@@ -114,12 +114,18 @@ SIZES = {"box": 3, "ellipsoid": 3, "sphere": 1, "cylinder": 2, "capsule": 2}
 """How many lengths each kind has."""
 
 
-def check_size(where: str, kind: str, size: Sequence[float]) -> tuple[float, ...]:
-    """Positive lengths, as many as the kind has.
+SMALLEST = 1e-9
+"""Of the lengths of shapes, m: below, volumes times squared distances lose their digits."""
+
+
+def check_size(element: Element, kind: str, size: Sequence[float]) -> tuple[float, ...]:
+    """Lengths within `SMALLEST` and `FARTHEST`, as many as the kind has.
 
     Raises:
-        UserError: names where the shape stands.
+        UserError: names the element.
     """
-    if len(size) < SIZES[kind] or not all(0.0 < length < float("inf") for length in size[: SIZES[kind]]):
-        raise UserError(f"{where} expects {SIZES[kind]} positive lengths of a {kind}, got {list(size)}")
+    if len(size) < SIZES[kind] or not all(SMALLEST <= length <= FARTHEST for length in size[: SIZES[kind]]):
+        shown = ", ".join(f"{length:g}" for length in size[:6]) + ", ..." * (len(size) > 6)
+        element.fail(f"expects {SIZES[kind]} positive lengths of a {kind}, from {SMALLEST:g} to {FARTHEST:g} m, got "
+                     f"[{shown}]")  # fmt: skip
     return tuple(map(float, size[: SIZES[kind]]))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from heapq import heappop, heappush
 
 import numpy as np
 from lie.run import UserError, unknown_name
@@ -13,6 +15,9 @@ from chnn.formats.xml import Element
 
 WORLD = -1
 """The parent of what is fixed in space."""
+MOST_BODIES = 200
+"""Links that move; 80 take some seconds to set up."""
+_MOST_SHAPES = 10_000  # each is drawn by some hundred triangles
 
 FEATURES: dict[str, str] = {
     "limits": "joints turn beyond their limits",
@@ -124,12 +129,14 @@ class Leftover:
             if name not in FEATURES:
                 raise unknown_name("feature to ignore", name, FEATURES)
         self.file, self.ignore = file, tuple(ignore)
-        self._found: list[tuple[str, str]] = []
+        self._first: dict[str, str] = {}
+        self._count: dict[str, int] = {}
 
-    def note(self, feature: str, where: str, message: str) -> None:
-        """Something at ``where`` that ``ignore`` may leave out."""
+    def note(self, feature: str, where: str, message: str, count: int = 1) -> None:
+        """Something at ``where`` that ``ignore`` may leave out, the first of ``count`` alike."""
         if feature not in self.ignore:
-            self._found.append((feature, f"{where} {message}"))
+            self._first.setdefault(feature, f"{where} {message}")
+            self._count[feature] = self._count.get(feature, 0) + count
 
     def of(self, element: Element, feature: str, message: str) -> None:
         """The same for an element."""
@@ -137,14 +144,12 @@ class Leftover:
 
     def check(self) -> None:
         """Raise a `UserError` that names the first of each feature and the way to leave them out."""
-        if not self._found:
+        if not self._first:
             return
-        first: dict[str, list[str]] = {}
-        for feature, message in self._found:
-            first.setdefault(feature, []).append(message)
-        shown = [f"{m[0]}" + (f" (and {len(m) - 1} more)" if len(m) > 1 else "") for m in first.values()]
-        names = (*self.ignore, *first)
-        what = "; ".join(FEATURES[feature] for feature in first)
+        more = {feature: f" (and {count - 1} more)" if count > 1 else "" for feature, count in self._count.items()}
+        shown = [message + more[feature] for feature, message in self._first.items()]
+        names = (*self.ignore, *self._first)
+        what = "; ".join(FEATURES[feature] for feature in self._first)
         raise UserError(
             f"{self.file} has what is not simulated: {'; '.join(shown)}. Remove it, or leave it out with ignore="
             f"({', '.join(map(repr, names))}{',' if len(names) == 1 else ''}): {what}"
@@ -159,26 +164,49 @@ def fused(tree: Tree) -> Tree:
     """
     links = [replace(link, joints=list(link.joints), masses=list(link.masses), shapes=list(link.shapes))
              for link in tree.links]  # fmt: skip
+    drawn = sum(len(link.shapes) for link in links)
+    if drawn > _MOST_SHAPES:
+        raise UserError(f"{tree.name} has {drawn} shapes on its links, at most {_MOST_SHAPES} are read; simplify it")
     shapes, loops = list(tree.shapes), list(tree.loops)
-    alive = list(range(len(links)))
-    changed = True
-    while changed:
-        changed = False
-        for i in alive:
-            link = links[i]
-            below = [k for k in alive if links[k].parent == i]
-            if not link.joints:
-                _weld(links, i, below, shapes)
-                loops = [_moved_loop(loop, i, link, link.parent) for loop in loops]
-            elif link.mass is None and len(below) == 1 and not any(i in (loop.a, loop.b) for loop in loops):
-                _dissolve(link, links[below[0]])
-            else:
-                continue
-            alive.remove(i)
-            changed = True
-            break
-    place = {WORLD: WORLD, **{old: new for new, old in enumerate(alive)}}
-    kept = [replace(links[old], parent=place[links[old].parent]) for old in alive]
+    below: dict[int, list[int]] = {}
+    ties: dict[int, set[int]] = {}  # of each link, the loops that hold it
+    for i, link in enumerate(links):
+        below.setdefault(link.parent, []).append(i)
+    for k, loop in enumerate(loops):
+        for end in (loop.a, loop.b):
+            ties.setdefault(end, set()).add(k)
+    alive = set(range(len(links)))
+    waiting = list(range(len(links)))  # a heap: the first link that can be merged is, as it may decide about the others
+    while waiting:
+        i = heappop(waiting)
+        if i not in alive:
+            continue
+        link, own = links[i], below.get(i, [])
+        if not link.joints:
+            _weld(links, i, own, shapes)
+            for k in ties.pop(i, ()):
+                loops[k] = _moved_loop(loops[k], i, link, link.parent)
+                ties.setdefault(link.parent, set()).add(k)
+        elif len(own) == 1 and not ties.get(i) and link.mass is None:
+            _dissolve(link, links[own[0]])
+        else:
+            continue
+        alive.remove(i)
+        beside = below[link.parent]
+        beside.remove(i)
+        for k in own:
+            insort(beside, k)
+            heappush(waiting, k)
+        if link.parent != WORLD:
+            heappush(waiting, link.parent)
+    order = sorted(alive)
+    if len(order) > MOST_BODIES:
+        raise UserError(
+            f"{tree.name} has {len(order)} links that move, at most {MOST_BODIES} are simulated: the time to set the "
+            "robot up grows with the third power; fix joints, or cut the robot into parts"
+        )
+    place = {WORLD: WORLD, **{old: new for new, old in enumerate(order)}}
+    kept = [replace(links[old], parent=place[links[old].parent]) for old in order]
     for link in kept:
         if link.mass is None:
             raise UserError(f"{link.where} moves and has no mass; give it mass, or fix it to another link")

@@ -12,14 +12,15 @@ from pathlib import Path
 import numpy as np
 from lie.run import UserError
 
-from chnn.formats.frames import from_rpy, from_z_axis
-from chnn.formats.meshes import read_mesh
+from chnn.formats.frames import from_rpy, from_z_axis, unit
+from chnn.formats.meshes import Meshes, scaled
 from chnn.formats.shapes import Mass, Shape, check_size, from_tensor
 from chnn.formats.tree import WORLD, Joint, Leftover, Link, Tree
-from chnn.formats.xml import Element
+from chnn.formats.xml import Element, shortened
 
 _KINDS = ("revolute", "continuous", "prismatic", "fixed", "floating", "planar", "spherical")
 _ROBOT = ("link", "joint", "material", "transmission", "gazebo", "mujoco", "sensor", "ros2_control")
+_LONGEST_NAME = 1000  # characters of a path; systems allow names of 255
 BASES = ("fixed", "floating")
 """What holds the root of the tree."""
 
@@ -56,13 +57,14 @@ def read_urdf(root: Element, folder: Path, left: Leftover, *, base: str | None, 
             node.only(("link",), ())
             ends[end] = node.need("link")
             if ends[end] not in elements:
-                node.fail(f"names the link '{ends[end]}', which is not there; links: {', '.join(elements)}")
+                node.unknown("link", ends[end], elements)
         if ends["child"] in above:
             joint.fail(f"moves '{ends['child']}', which {above[ends['child']].where} moves too; URDF has no loops")
         above[ends["child"]] = joint
     order = _from_root(root, elements, above)
     name = order[0]
-    first = _link(elements[name], WORLD, folder, left)
+    meshes = Meshes(folder)
+    first = _link(elements[name], WORLD, meshes, left)
     if base not in (None, *BASES):
         raise UserError(f"expected base 'fixed' or 'floating', got {base!r}")
     if base is None and name != "world" and first.masses:
@@ -77,7 +79,7 @@ def read_urdf(root: Element, folder: Path, left: Leftover, *, base: str | None, 
         joint = above[name]
         parent = joint.one("parent")
         assert parent is not None
-        link = _link(elements[name], place[parent.need("link")], folder, left)
+        link = _link(elements[name], place[parent.need("link")], meshes, left)
         link.position, link.rotation = _origin(joint)
         link.joints += _joints(joint, left)
         place[name] = len(links)
@@ -99,7 +101,7 @@ def _from_root(root: Element, elements: dict[str, Element], above: dict[str, Ele
     """Names of the links, parents before children."""
     roots = [name for name in elements if name not in above]
     if len(roots) != 1:
-        listed = f": {', '.join(roots)}" if roots else ""
+        listed = f": {', '.join(map(shortened, roots[:10]))}{' ...' * (len(roots) > 10)}" if roots else ""
         root.fail(f"needs exactly one link that no joint moves, got {len(roots)}{listed}; URDF is one tree")
     below: dict[str, list[str]] = {}
     for name, joint in above.items():
@@ -110,8 +112,9 @@ def _from_root(root: Element, elements: dict[str, Element], above: dict[str, Ele
     for name in order:
         order += below.get(name, [])
     if len(order) != len(elements):
-        lost = next(name for name in elements if name not in order)
-        elements[lost].fail(f"hangs on itself: no joint leads from the root '{roots[0]}' to it")
+        reached = set(order)
+        lost = next(name for name in elements if name not in reached)
+        elements[lost].fail(f"hangs on itself: no joint leads from the root '{shortened(roots[0])}' to it")
     return order
 
 
@@ -120,12 +123,12 @@ def _origin(element: Element) -> tuple[np.ndarray, np.ndarray]:
     if origin is None:
         return np.zeros(3), np.eye(3)
     origin.only(("xyz", "rpy"), ())
-    position, rpy = origin.numbers("xyz", 3, (0, 0, 0)), origin.numbers("rpy", 3, (0, 0, 0))
-    assert position is not None and rpy is not None
-    return np.array(position), from_rpy(rpy)
+    rpy = origin.numbers("rpy", 3, (0, 0, 0))
+    assert rpy is not None
+    return np.array(origin.place("xyz")), from_rpy(rpy)
 
 
-def _link(element: Element, parent: int, folder: Path, left: Leftover) -> Link:
+def _link(element: Element, parent: int, meshes: Meshes, left: Leftover) -> Link:
     element.only(("name", "type"), ("inertial", "visual", "collision", "sensor", "contact", "self_collision_checking"))
     name = element.need("name")
     link = Link(name, parent, np.zeros(3), np.eye(3), where=element.where)
@@ -135,7 +138,7 @@ def _link(element: Element, parent: int, folder: Path, left: Leftover) -> Link:
         if mass is not None:
             link.masses.append(mass)
     for visual in element.all("visual"):
-        shape = _geometry(visual, folder, left)
+        shape = _geometry(visual, meshes, left)
         if shape is not None:
             link.shapes.append(shape)
     for collision in element.all("collision"):
@@ -181,9 +184,9 @@ def _joints(element: Element, left: Leftover) -> list[Joint]:
     if node is not None:
         node.only(("xyz",), ())
         axis = np.array(node.numbers("xyz", 3, (1, 0, 0)))
-        if kind in ("revolute", "continuous", "prismatic", "planar") and not np.linalg.norm(axis) > 0.0:
+        if kind in ("revolute", "continuous", "prismatic", "planar") and not axis.any():
             node.fail(f"of joint '{name}' expects a direction, got the zero vector")
-    axis = axis / max(float(np.linalg.norm(axis)), 1e-300)
+    axis = unit(axis) if axis.any() else axis
     damping = _dynamics(element, kind, left)
     limit = element.one("limit")
     if limit is not None:
@@ -224,7 +227,7 @@ def _dynamics(element: Element, kind: str, left: Leftover) -> float:
     return damping
 
 
-def _geometry(element: Element, folder: Path, left: Leftover) -> Shape | None:
+def _geometry(element: Element, meshes: Meshes, left: Leftover) -> Shape | None:
     element.only(("name",), ("origin", "geometry", "material"))
     geometry = element.one("geometry")
     if geometry is None or len(geometry.children) != 1:
@@ -233,29 +236,31 @@ def _geometry(element: Element, folder: Path, left: Leftover) -> Shape | None:
     position, rotation = _origin(element)
     node = geometry.children[0]
     if node.tag == "mesh":
-        return _mesh(node, position, rotation, folder, left)
+        return _mesh(node, position, rotation, meshes, left)
     node.only({"box": ("size",), "sphere": ("radius",)}.get(node.tag, ("radius", "length")), ())
     if node.tag == "box":
         size = [0.5 * side for side in node.numbers("size", 3) or []]
     else:
         size = [node.number("radius", 0.0), 0.5 * node.number("length", 0.0)]
-    return Shape(node.tag, check_size(node.where, node.tag, size), position, rotation)
+    return Shape(node.tag, check_size(node, node.tag, size), position, rotation)
 
 
-def _mesh(node: Element, position: np.ndarray, rotation: np.ndarray, folder: Path, left: Leftover) -> Shape | None:
+def _mesh(node: Element, position: np.ndarray, rotation: np.ndarray, meshes: Meshes, left: Leftover) -> Shape | None:
     node.only(("filename", "scale"), ())
     name = node.need("filename")
-    path = _find(name, folder)
+    path = _find(node, name, meshes.folder)
     if path is None or path.suffix.lower() not in (".stl", ".obj"):
         left.of(node, "meshes", f"names {name}, " + ("which is not there" if path is None else "no .stl or .obj"))
         return None
-    vertices, triangles = node.while_reading(read_mesh, path)
-    vertices = vertices * np.array(node.numbers("scale", 3, (1, 1, 1)))
+    vertices, triangles = node.while_reading(meshes.read, path)
+    vertices = scaled(node, vertices, node.numbers("scale", 3, (1, 1, 1)))
     return Shape("mesh", (), position, rotation, (vertices, triangles))
 
 
-def _find(name: str, folder: Path) -> Path | None:
+def _find(node: Element, name: str, folder: Path) -> Path | None:
     """A mesh beside the file, or for package:// below the folder itself or one that holds it."""
+    if len(name) > _LONGEST_NAME:
+        node.fail(f"names a file by {len(name)} characters, at most {_LONGEST_NAME} are read")
     name = name.removeprefix("file://")
     if not name.startswith("package://"):
         return path if (path := folder / name).is_file() else None
