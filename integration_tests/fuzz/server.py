@@ -47,7 +47,7 @@ def main() -> None:
         own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         answer = {
             "code": os.waitstatus_to_exitcode(status),
-            "stderr": log.read_bytes().decode(errors="replace")[-4000:],
+            "stderr": log.read_bytes().decode(errors="replace")[-50_000:],
             "memory": max(0, usage.ru_maxrss - own) // 1024,
             "seconds": time.monotonic() - start,
         }
