@@ -45,7 +45,7 @@ def lifted(
 def plain_relative(u: Tensor, v: Tensor) -> Tensor:
     """log(v^-1 u) of SE(3) by the formulas of the paper's appendix, as they are, an operation at a time."""
     g = torch.linalg.inv(v) @ u
-    R, t = g[..., :3, :3], g[..., :3, 3]  # noqa: N806
+    R, t = g[..., :3, :3], g[..., :3, 3]
     trace = R.diagonal(dim1=-2, dim2=-1).sum(-1)
     theta = ((trace - 1) / 2).clamp(-1 + 1e-6, 1 - 1e-6).arccos()[..., None]
     small = theta < 1e-3
@@ -60,7 +60,7 @@ def plain_relative(u: Tensor, v: Tensor) -> Tensor:
 
 def farthest(distances: Tensor, number: int) -> Tensor:
     """Farthest points by a matrix of distances (B, N, N), one after another."""
-    B, N, _ = distances.shape  # noqa: N806
+    B, N, _ = distances.shape
     chosen = torch.zeros(B, number, dtype=torch.long)
     nearest = torch.full((B, N), 1e8)
     each, last = torch.arange(B), torch.randint(0, N, (B,))
@@ -90,7 +90,8 @@ class PublishedConv(nn.Module):
         if self.fraction < 1.0:
             kept = farthest(pairs.norm(dim=-1), max(1, round(self.fraction * values.shape[1])))
             rows = pairs[each, kept]  # (B, M, N, c)
-            new_pairs, new_mask = rows[each.unsqueeze(-1), torch.arange(kept.shape[1])[None, :, None], kept[:, None]], mask[each, kept]  # fmt: skip  # noqa: E501
+            columns = torch.arange(kept.shape[1])[None, :, None]
+            new_pairs, new_mask = rows[each.unsqueeze(-1), columns, kept[:, None]], mask[each, kept]
         else:
             rows, new_pairs, new_mask = pairs, pairs, mask
         distances = torch.where(mask.unsqueeze(1), rows.norm(dim=-1), 1e8)
@@ -128,8 +129,19 @@ class PublishedBlock(nn.Module):
 class PublishedResNet(nn.Module):
     """The residual network, of the widths of `lieconv.LieResNet`; pairs may be kept, as for images of one grid."""
 
-    def __init__(self, c_in: int, c_out: int, group: LieGroup, dim: int, *, samples: int = 1, channels: int = 128,
-                 layers: int = 6, k: int = 32, fraction: float = 1.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        group: LieGroup,
+        dim: int,
+        *,
+        samples: int = 1,
+        channels: int = 128,
+        layers: int = 6,
+        k: int = 32,
+        fraction: float = 1.0,
+    ) -> None:
         super().__init__()
         self.group, self.samples = group, samples
         self.embed, self.head = nn.Linear(c_in, channels), nn.Linear(channels, c_out)

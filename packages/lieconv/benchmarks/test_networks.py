@@ -70,8 +70,9 @@ def test_images(group, samples):
 def test_molecules(group, samples, channels):
     given = molecules()
     ours = LieResNet(12, 1, group=group, channels=channels, num_layers=6, num_neighbors=29)
-    theirs = PublishedResNet(12, 1, group, group.dim + (2 if samples > 1 else 0), samples=samples, channels=channels,
-                             k=29 * samples)  # fmt: skip
+    theirs = PublishedResNet(
+        12, 1, group, group.dim + (2 if samples > 1 else 0), samples=samples, channels=channels, k=29 * samples
+    )
     theirs.blocks[0].conv.weights[0] = torch.nn.Linear(lifted(group, *given, samples).pairs.shape[-1], 32)
     for block in theirs.blocks:
         block.conv.weights[0] = theirs.blocks[0].conv.weights[0]

@@ -29,8 +29,13 @@ def shapes(tmp_path):
     labels = np.arange(96) % 2
     coords = np.where(labels[:, None, None] == 0, ring, cross) + 0.02 * rng.normal(size=(96, 16, 2))
     path = tmp_path / "shapes.npz"
-    np.savez(path, coords=coords, values=np.ones((96, 16, 1)), labels=labels,
-             mask=np.arange(16)[None] < rng.integers(12, 17, 96)[:, None])  # fmt: skip
+    np.savez(
+        path,
+        coords=coords,
+        values=np.ones((96, 16, 1)),
+        labels=labels,
+        mask=np.arange(16)[None] < rng.integers(12, 17, 96)[:, None],
+    )
     return path
 
 
@@ -75,8 +80,25 @@ def test_train_evaluate_predict(shapes, tmp_path, capsys):
 
 def test_digits_train_through_the_command(tmp_path):
     out = tmp_path / "run"
-    assert main(["train", "--data", "digits", "--group", "so2", "--epochs", "1", "--batch-size", "128", *TINY[:-2],
-                 "--out", str(out)]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "train",
+                "--data",
+                "digits",
+                "--group",
+                "so2",
+                "--epochs",
+                "1",
+                "--batch-size",
+                "128",
+                *TINY[:-2],
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     assert metrics(out)["test_sets"] == 360 and metrics(out)["rotation_change"] < 1e-5
 
 
@@ -105,8 +127,12 @@ def test_an_interrupted_run_resumes_bit_for_bit(shapes, tmp_path, monkeypatch, c
 
 def test_same_seed_same_result_other_seed_other_result(shapes, tmp_path):
     for name, seed in (("a", "0"), ("b", "0"), ("c", "1")):
-        assert main(["train", "--data", str(shapes), "--epochs", "1", *TINY, "--seed", seed, "--out",
-                     str(tmp_path / name)]) == 0  # fmt: skip
+        assert (
+            main(
+                ["train", "--data", str(shapes), "--epochs", "1", *TINY, "--seed", seed, "--out", str(tmp_path / name)]
+            )
+            == 0
+        )
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b != c
 

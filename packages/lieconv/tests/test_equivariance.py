@@ -134,8 +134,9 @@ def test_points_matter(group):
         assert (model(mirrored, values) - y).abs().max() > 1e-6 * y.abs().max()
 
 
-@pytest.mark.parametrize(("group", "other"), [(T(2), SO2()), (Trivial(2), T(2)), (SO2(), T(2)), (T(3), SO3())],
-                         ids=repr)  # fmt: skip
+@pytest.mark.parametrize(
+    ("group", "other"), [(T(2), SO2()), (Trivial(2), T(2)), (SO2(), T(2)), (T(3), SO3())], ids=repr
+)
 def test_not_equivariant_to_a_group_it_was_not_made_for(group, other):
     model = network(group, torch.float64, "layer")
     x = point_sets(group.point_dim, torch.float64)["random"]
@@ -154,8 +155,11 @@ def test_evaluation_repeats_bit_for_bit_and_padding_order_and_mates_do_not_matte
         y = model(x, values, mask)
         assert torch.equal(y, model(x, values, mask))
         padding = torch.full((2, 5, d), math.nan)
-        padded = model(torch.cat([x, padding], 1), torch.cat([values, torch.full((2, 5, 2), math.inf)], 1),
-                       torch.cat([mask, torch.zeros(2, 5, dtype=torch.bool)], 1))  # fmt: skip
+        padded = model(
+            torch.cat([x, padding], 1),
+            torch.cat([values, torch.full((2, 5, 2), math.inf)], 1),
+            torch.cat([mask, torch.zeros(2, 5, dtype=torch.bool)], 1),
+        )
         order = torch.randperm(20, generator=generator(2))
         shuffled = model(x[:, order], values[:, order], mask)
         alone = model(x[1:], values[1:], mask[1:])
@@ -174,8 +178,11 @@ def test_gradients_are_finite_everywhere(group):
         mask = torch.ones(x.shape[:2], dtype=torch.bool)
         mask[1] = False  # a sample without any valid point
         for training in (True, False):
-            gradients = torch.autograd.grad(model.train(training)(x, values, mask).square().sum(),
-                                            (x, values, *model.parameters()), allow_unused=True)  # fmt: skip
+            gradients = torch.autograd.grad(
+                model.train(training)(x, values, mask).square().sum(),
+                (x, values, *model.parameters()),
+                allow_unused=True,
+            )
             for gradient in gradients:
                 assert gradient is None or torch.isfinite(gradient).all(), name
 
@@ -395,8 +402,9 @@ def test_the_equivariance_tester_measures_what_it_says():
     hidden = measure_equivariance(lambda a, b: bad(a, b) + 1e6, SE2(), x, values, generator=generator(2))
     assert hidden.worst == pytest.approx(broken.worst, rel=1e-6)
     vectors = LieResNet(1, 1, group=SE2(), channels=8, num_layers=1, num_neighbors=5, out_vectors=1).double().eval()
-    report = measure_equivariance(lambda a, b: vectors(a, b)[1].squeeze(1), SE2(), x, values,
-                                  action_out=lambda g, y: y @ g[:2, :2].mT)  # fmt: skip
+    report = measure_equivariance(
+        lambda a, b: vectors(a, b)[1].squeeze(1), SE2(), x, values, action_out=lambda g, y: y @ g[:2, :2].mT
+    )
     assert report.worst < 1e-10
     with pytest.raises(ValueError, match="one tensor from the model, got tuple"):
         measure_equivariance(vectors, SE2(), x, values)

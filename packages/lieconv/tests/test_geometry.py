@@ -162,8 +162,14 @@ def test_points_at_which_to_evaluate():
         moved = layer(group.act(g, x), values, queries=group.act(g, q), query_mask=mask)
         torch.testing.assert_close(moved, out, rtol=1e-9, atol=1e-12)
         batch, which = torch.arange(2).repeat_interleave(15), torch.arange(2).repeat_interleave(4)
-        ragged = layer(x.flatten(0, 1), values.flatten(0, 1), batch=batch, queries=q.flatten(0, 1), query_batch=which,
-                       query_mask=mask.flatten())  # fmt: skip
+        ragged = layer(
+            x.flatten(0, 1),
+            values.flatten(0, 1),
+            batch=batch,
+            queries=q.flatten(0, 1),
+            query_batch=which,
+            query_mask=mask.flatten(),
+        )
         torch.testing.assert_close(ragged, out.flatten(0, 1))
     with pytest.raises(ValueError, match="queries or targets, got both"):
         layer(x, values, queries=x, targets=index)
@@ -227,8 +233,13 @@ def test_farthest_points_by_a_distance_of_the_group_alone():
         for i in range(1, shape[1]):
             nearest = distances[:, order[:i]].amin(1)
             assert float(nearest[order[i]]) == pytest.approx(float(nearest.max()), rel=1e-4)  # ties count as equal
-    net = LieResNet(1, 2, group=group, lift="sampled", num_samples=2, channels=8, num_layers=1, num_neighbors=5,
-                    downsample=0.5).double().eval()  # fmt: skip
+    net = (
+        LieResNet(
+            1, 2, group=group, lift="sampled", num_samples=2, channels=8, num_layers=1, num_neighbors=5, downsample=0.5
+        )
+        .double()
+        .eval()
+    )
     values = torch.randn(2, 25, 1, dtype=torch.float64, generator=generator(2))
     assert torch.equal(net(x, values), net(x, values))
 

@@ -185,8 +185,12 @@ def test_what_one_sample_holds_does_not_reach_another(group, bad):
         out = model(x, values, mask)
         alone = model(x[1:], values[1:], mask[1:])
         torch.testing.assert_close(out[1:], alone, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(out[2], model(x[2:, 1:], values[2:, 1:])[0] if model.__class__ is LieResNet else
-                                   torch.cat([0 * out[2, :1], model(x[2:, 1:], values[2:, 1:])[0]]))  # fmt: skip
+        torch.testing.assert_close(
+            out[2],
+            model(x[2:, 1:], values[2:, 1:])[0]
+            if model.__class__ is LieResNet
+            else torch.cat([0 * out[2, :1], model(x[2:, 1:], values[2:, 1:])[0]]),
+        )
 
 
 def test_half_precision_pools_add_in_single_precision():
@@ -238,8 +242,11 @@ def refused() -> dict[str, tuple[type[Exception], str, object]]:
     net = LieResNet(2, 1, group=SE3(), channels=8, num_layers=1).eval()
     sampled = {"lift": "sampled", "elements": (torch.ones(3, 4, 4), torch.zeros(3, 0))}
     calls = {
-        "batch falls, unsigned": (ValueError, "do not fall", lambda: layer(
-            *flat, batch=torch.tensor([1] * 6 + [0] * 6, dtype=torch.uint8))),
+        "batch falls, unsigned": (
+            ValueError,
+            "do not fall",
+            lambda: layer(*flat, batch=torch.tensor([1] * 6 + [0] * 6, dtype=torch.uint8)),
+        ),
         "batch complex": (TypeError, "integer sample numbers", lambda: layer(*flat, batch=torch.zeros(12) + 0j)),
         "batch list": (TypeError, "batch as a tensor", lambda: layer(*flat, batch=[0] * 12)),
         "cell list": (TypeError, "cell vectors as a real tensor", lambda: layer(x, v, cell=[[1.0]])),
@@ -251,27 +258,54 @@ def refused() -> dict[str, tuple[type[Exception], str, object]]:
         "values integer": (TypeError, "floating-point values", lambda: layer(x, v.long())),
         "values complex, geometry": (TypeError, "values of torch.float32", lambda: layer(geometry, v + 0j)),
         "targets list": (TypeError, "targets as a tensor", lambda: layer(x, v, targets=[0, 1])),
-        "targets of other rows": (ValueError, "of sample b in row b", lambda: layer(
-            x, v, targets=first.flip(0), target_shape=(2, 1))),
-        "target_shape": (ValueError, "target_shape of 2 samples", lambda: layer(
-            x, v, targets=first, target_shape=(3, 2))),
-        "target_mask": (TypeError, "a boolean target_mask", lambda: layer(
-            x, v, targets=first, target_shape=(2, 1), target_mask=torch.ones(2))),
-        "target_mask shape": (ValueError, r"target_mask of shape \(2,\)", lambda: layer(
-            x, v, targets=first, target_shape=(2, 1), target_mask=torch.ones(3, dtype=torch.bool))),
+        "targets of other rows": (
+            ValueError,
+            "of sample b in row b",
+            lambda: layer(x, v, targets=first.flip(0), target_shape=(2, 1)),
+        ),
+        "target_shape": (
+            ValueError,
+            "target_shape of 2 samples",
+            lambda: layer(x, v, targets=first, target_shape=(3, 2)),
+        ),
+        "target_mask": (
+            TypeError,
+            "a boolean target_mask",
+            lambda: layer(x, v, targets=first, target_shape=(2, 1), target_mask=torch.ones(2)),
+        ),
+        "target_mask shape": (
+            ValueError,
+            r"target_mask of shape \(2,\)",
+            lambda: layer(x, v, targets=first, target_shape=(2, 1), target_mask=torch.ones(3, dtype=torch.bool)),
+        ),
         "restricted": (ValueError, "targets from 0 to 11", lambda: geometry.restricted(torch.tensor([12]))),
-        "frame_features": (ValueError, "frame_features", lambda: build_geometry(
-            SE3(), x, frame_features=torch.ones(3, 6, 2))),
-        "frame_features without frames": (ValueError, "frame_features", lambda: build_geometry(
-            T(3), x, frame_features=torch.ones(9, 9, 2))),
-        "frame_features integer": (TypeError, "frame_features of", lambda: build_geometry(
-            SE3(), x, frame_features=torch.ones(2, 6, 2).long())),
+        "frame_features": (
+            ValueError,
+            "frame_features",
+            lambda: build_geometry(SE3(), x, frame_features=torch.ones(3, 6, 2)),
+        ),
+        "frame_features without frames": (
+            ValueError,
+            "frame_features",
+            lambda: build_geometry(T(3), x, frame_features=torch.ones(9, 9, 2)),
+        ),
+        "frame_features integer": (
+            TypeError,
+            "frame_features of",
+            lambda: build_geometry(SE3(), x, frame_features=torch.ones(2, 6, 2).long()),
+        ),
         "elements": (ValueError, r"elements \(12, 4, 4\)", lambda: build_geometry(SE3(), x, **sampled)),
-        "elements of the exact lift": (ValueError, "leave elements out", lambda: build_geometry(
-            SE3(), x, elements=sampled["elements"])),
+        "elements of the exact lift": (
+            ValueError,
+            "leave elements out",
+            lambda: build_geometry(SE3(), x, elements=sampled["elements"]),
+        ),
         "num_neighbors": (ValueError, "at most 65536", lambda: build_geometry(SE3(), x, num_neighbors=10**9)),
-        "num_neighbors fraction": (TypeError, "an integer num_neighbors", lambda: build_geometry(
-            SE3(), x, num_neighbors=2.0)),
+        "num_neighbors fraction": (
+            TypeError,
+            "an integer num_neighbors",
+            lambda: build_geometry(SE3(), x, num_neighbors=2.0),
+        ),
         "group name": (TypeError, "by_name", lambda: farthest_points("t", x, fraction=0.5)),
         "group class": (TypeError, "make one", lambda: density_weights(SE3, x)),
         "group name, vectors": (TypeError, "by_name", lambda: VectorReadout(2, 1, group="se3")),
@@ -289,29 +323,52 @@ def refused() -> dict[str, tuple[type[Exception], str, object]]:
         "mean mask": (TypeError, "boolean mask", lambda: masked_mean(v, mask.float())),
         "pool rows": (ValueError, "rows", lambda: pool(geometry, torch.ones(1, 5, 3))),
         "pool kind": (ValueError, "'mean' or 'sum'", lambda: pool(geometry, torch.ones(1, 12, 3), "max")),
-        "kernel network": (TypeError, "of torch.float32", lambda: KernelNetwork(3, 4)(
-            x.double(), KernelNetwork(3, 4).matrices(geometry))),
-        "kernel network width": (ValueError, "4 kernel coordinates", lambda: KernelNetwork(4, 4)(
-            x, KernelNetwork(4, 4).matrices(geometry))),
-        "vectors dtype": (TypeError, "values of torch.float32", lambda: VectorReadout(2, 1, group=SE3())(
-            geometry, v.double())),
+        "kernel network": (
+            TypeError,
+            "of torch.float32",
+            lambda: KernelNetwork(3, 4)(x.double(), KernelNetwork(3, 4).matrices(geometry)),
+        ),
+        "kernel network width": (
+            ValueError,
+            "4 kernel coordinates",
+            lambda: KernelNetwork(4, 4)(x, KernelNetwork(4, 4).matrices(geometry)),
+        ),
+        "vectors dtype": (
+            TypeError,
+            "values of torch.float32",
+            lambda: VectorReadout(2, 1, group=SE3())(geometry, v.double()),
+        ),
         "vectors geometry": (ValueError, "kernel coordinates", lambda: VectorReadout(2, 1, group=T(3))(geometry, v)),
         "block geometry": (TypeError, "a Geometry", lambda: BottleneckBlock(2, group=SE3())(x, v)),
         "block width": (ValueError, "bottleneck of at least 1", lambda: BottleneckBlock(2, group=SE3(), bottleneck=0)),
         "tester group": (TypeError, "by_name", lambda: measure_equivariance(net, "se3", x, v)),
-        "tester number": (TypeError, "num_elements", lambda: measure_equivariance(
-            net, SE3(), x, v, num_elements=2.5)),
-        "tester without elements": (ValueError, "at least one", lambda: measure_equivariance(
-            net, SE3(), x, v, elements=torch.zeros(0, 4, 4))),
-        "tester NaN": (ValueError, "NaN or infinity at the points", lambda: measure_equivariance(
-            lambda a, b: a.sum(1) * math.nan, SE3(), x, v)),
-        "tester labels": (TypeError, "vary continuously", lambda: measure_equivariance(
-            lambda a, b: a.sum(1).argmax(-1), SE3(), x, v)),
-        "tester one number": (ValueError, "at least two samples", lambda: measure_equivariance(
-            lambda a, b: a.sum(), SE3(), x, v)),
-        "tester integer points": (TypeError, "floating-point points", lambda: measure_equivariance(
-            net, SE3(), x.long(), v)),
-    }  # fmt: skip
+        "tester number": (TypeError, "num_elements", lambda: measure_equivariance(net, SE3(), x, v, num_elements=2.5)),
+        "tester without elements": (
+            ValueError,
+            "at least one",
+            lambda: measure_equivariance(net, SE3(), x, v, elements=torch.zeros(0, 4, 4)),
+        ),
+        "tester NaN": (
+            ValueError,
+            "NaN or infinity at the points",
+            lambda: measure_equivariance(lambda a, b: a.sum(1) * math.nan, SE3(), x, v),
+        ),
+        "tester labels": (
+            TypeError,
+            "vary continuously",
+            lambda: measure_equivariance(lambda a, b: a.sum(1).argmax(-1), SE3(), x, v),
+        ),
+        "tester one number": (
+            ValueError,
+            "at least two samples",
+            lambda: measure_equivariance(lambda a, b: a.sum(), SE3(), x, v),
+        ),
+        "tester integer points": (
+            TypeError,
+            "floating-point points",
+            lambda: measure_equivariance(net, SE3(), x.long(), v),
+        ),
+    }
     return calls
 
 

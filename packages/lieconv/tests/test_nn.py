@@ -78,8 +78,9 @@ def test_layers_compile_without_breaks_once_neighbours_are_known(group):
     values = torch.randn(3, 12, 8, generator=generator(1))
     geometry = build_geometry(group, x, mask, num_neighbors=4)  # a pytree of tensors
     for layer in (LieConv(8, 4, group=group), BottleneckBlock(8, group=group)):
-        torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(geometry, values),
-                                   layer(geometry, values))  # fmt: skip
+        torch.testing.assert_close(
+            torch.compile(layer, fullgraph=True, backend="aot_eager")(geometry, values), layer(geometry, values)
+        )
 
 
 @pytest.mark.parametrize("group", [SE2(), RxSO2(), RxSQ(), SE3()], ids=repr)
@@ -100,7 +101,7 @@ def test_evaluation_networks_export_for_any_number_of_samples_and_points(group):
     net = small_net(group, num_layers=1)
     net(*batch_for(group))
     net.eval()
-    B, N = torch.export.Dim("B"), torch.export.Dim("N")  # noqa: N806
+    B, N = torch.export.Dim("B"), torch.export.Dim("N")
     exported = torch.export.export(net, batch_for(group), dynamic_shapes=({0: B, 1: N},) * 3).module()
     for count, points in ((3, 12), (2, 40), (5, 9), (2, 2)):
         given = batch_for(group, count, points)
@@ -132,8 +133,9 @@ def test_autocast_to_bfloat16_keeps_the_geometry_in_full(group):
         assert (net.eval()(turned, values, mask) - net(x, values, mask)).abs().max() < 0.05 * expected.abs().max()
 
 
-@pytest.mark.parametrize("options", [{}, {"downsample": 0.5}, {"fill": 0.5}, {"radius": 2.0}, {"norm": "layer"}],
-                         ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [{}, {"downsample": 0.5}, {"fill": 0.5}, {"radius": 2.0}, {"norm": "layer"}], ids=str
+)
 @pytest.mark.parametrize("tree", [False, True])
 def test_transforms_of_functions_go_through(options, tree, monkeypatch):
     """torch.func's gradient, second derivatives and forward mode against plain autograd, and vmap against a batch."""
@@ -211,8 +213,18 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
         torch.testing.assert_close(two[name], value, rtol=1e-10, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("options", [{}, {"fill": 0.5}, {"norm": "layer"}, {"downsample": 0.5}, {"out_vectors": 1},
-                                     {"lift": "sampled", "num_samples": 2}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fill": 0.5},
+        {"norm": "layer"},
+        {"downsample": 0.5},
+        {"out_vectors": 1},
+        {"lift": "sampled", "num_samples": 2},
+    ],
+    ids=str,
+)
 def test_state_round_trips_for_every_option(tmp_path, options):
     net, other = small_net(SE2(), **options), small_net(SE2(), **options)
     given = batch_for(SE2())

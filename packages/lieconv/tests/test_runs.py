@@ -17,7 +17,7 @@ from lieconv.data import load_npz
 TINY = ["--channels", "8", "--num-layers", "1", "--batch-size", "8", "--epochs", "2"]
 
 
-def arrays(S=20, N=5, d=2, C=1, classes=2):  # noqa: N803
+def arrays(S=20, N=5, d=2, C=1, classes=2):
     rng = np.random.default_rng(0)
     return {"coords": rng.normal(size=(S, N, d)), "values": np.ones((S, N, C)), "labels": np.arange(S) % classes}
 
@@ -186,10 +186,32 @@ def test_a_loss_that_overflows_at_the_last_step(data, tmp_path, capsys, monkeypa
     assert not (tmp_path / "run" / "model.safetensors").exists()
 
 
-VALUES = {"x": "x", "null": None, "list": [], "object": {}, "true": True, "float": 1.5, "negative": -1, "huge": 10**30,
-          "zero": 0}  # fmt: skip
-FIELDS = ("data", "group", "lift", "num_samples", "channels", "num_layers", "num_neighbors", "bottleneck", "epochs",
-          "batch_size", "learning_rate", "weight_decay", "seed")  # fmt: skip
+VALUES = {
+    "x": "x",
+    "null": None,
+    "list": [],
+    "object": {},
+    "true": True,
+    "float": 1.5,
+    "negative": -1,
+    "huge": 10**30,
+    "zero": 0,
+}
+FIELDS = (
+    "data",
+    "group",
+    "lift",
+    "num_samples",
+    "channels",
+    "num_layers",
+    "num_neighbors",
+    "bottleneck",
+    "epochs",
+    "batch_size",
+    "learning_rate",
+    "weight_decay",
+    "seed",
+)
 
 
 @pytest.mark.parametrize("field", FIELDS)

@@ -189,8 +189,11 @@ def test_energies_of_sets_far_apart_add_up(group, training):
         both = net(torch.cat([x, y + shift], 1), torch.cat([a, b], 1))
         torch.testing.assert_close(both[0], one[0] + two[0])
     mask = torch.arange(7) < torch.tensor([[7], [5]])
-    padded = net(torch.cat([x, torch.nn.functional.pad(y, (0, 0, 0, 2), value=math.nan)]),
-                 torch.cat([a, torch.nn.functional.pad(b, (0, 0, 0, 2))]), mask)  # fmt: skip
+    padded = net(
+        torch.cat([x, torch.nn.functional.pad(y, (0, 0, 0, 2), value=math.nan)]),
+        torch.cat([a, torch.nn.functional.pad(b, (0, 0, 0, 2))]),
+        mask,
+    )
     for got, expected in zip(padded, zip(one, two, strict=True), strict=True):
         torch.testing.assert_close(got, torch.cat(expected))
     batch = torch.arange(2).repeat_interleave(torch.tensor([7, 5]))
@@ -224,14 +227,32 @@ def test_other_pools_are_refused(pool):
 
 def test_options_that_were_taken_for_true_are_refused():
     for options in (
-        {"forces": "no"}, {"at_random": 1}, {"at_random": "off"}, {"downsample": True}, {"downsample": "0.5"},
-        {"downsample": [True, 1.0]}, {"out_vectors": True}, {"out_vectors": False}, {"generator": 3}, {"radius": True},
-        {"num_layers": True}, {"bottleneck": 2.0},
-    ):  # fmt: skip
+        {"forces": "no"},
+        {"at_random": 1},
+        {"at_random": "off"},
+        {"downsample": True},
+        {"downsample": "0.5"},
+        {"downsample": [True, 1.0]},
+        {"out_vectors": True},
+        {"out_vectors": False},
+        {"generator": 3},
+        {"radius": True},
+        {"num_layers": True},
+        {"bottleneck": 2.0},
+    ):
         with pytest.raises(TypeError):
             LieResNet(1, 1, group=SE3(), **({"num_layers": 2} | options))
-    for options in ({"norm": "none"}, {"norm": True}, {"norm": False}, {"lift": True}, {"coordinates": None},
-                    {"fill": -0.1}, {"radius": math.nan}, {"at_random": True}, {"downsample": [0.5]}):  # fmt: skip
+    for options in (
+        {"norm": "none"},
+        {"norm": True},
+        {"norm": False},
+        {"lift": True},
+        {"coordinates": None},
+        {"fill": -0.1},
+        {"radius": math.nan},
+        {"at_random": True},
+        {"downsample": [0.5]},
+    ):
         with pytest.raises(ValueError, match=r"expected|nothing is drawn"):
             LieResNet(1, 1, group=SE3(), **({"num_layers": 2} | options))
     for bad in ("yes", 2, None):

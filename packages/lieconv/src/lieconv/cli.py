@@ -209,15 +209,29 @@ def _report(model: Any, config: Any, test_sets: Any, out: Path, device: Any, ext
         title = f"{config.data}, {config.group} network trained upright"
         plot_accuracy_by_angle(result, title, out / "accuracy_by_angle.png")
     parameters = sum(p.numel() for p in model.parameters())
-    metrics = {**result, **extra, "parameters": parameters, "config": asdict(config), "seed": config.seed,
-               "device": str(device), "versions": provenance("lieconv")}  # fmt: skip
+    metrics = {
+        **result,
+        **extra,
+        "parameters": parameters,
+        "config": asdict(config),
+        "seed": config.seed,
+        "device": str(device),
+        "versions": provenance("lieconv"),
+    }
     write_json(out / "metrics.json", metrics)
     print_table(
         f"{config.data}, group {config.group}, {config.lift} lift: test accuracy on {result['test_sets']} sets",
         ["group", "upright %", "rotated %", "logit change under rotation", "parameters"],
-        [[config.group, f"{100 * result['accuracy_upright']:.2f}", f"{100 * result['accuracy_rotated']:.2f}",
-          f"{result['rotation_change']:.1e}", parameters]],
-    )  # fmt: skip
+        [
+            [
+                config.group,
+                f"{100 * result['accuracy_upright']:.2f}",
+                f"{100 * result['accuracy_rotated']:.2f}",
+                f"{result['rotation_change']:.1e}",
+                parameters,
+            ]
+        ],
+    )
     print(f"written to {out}")
 
 

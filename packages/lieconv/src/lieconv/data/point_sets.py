@@ -69,16 +69,16 @@ class PointSets:
 
     def rotated(self, generator: torch.Generator) -> PointSets:
         """Each set turned about the origin by a random rotation (uniform angle, or Haar in space)."""
-        S, _, d = self.coords.shape  # noqa: N806
+        S, _, d = self.coords.shape
         if d == 2:
-            R = SO2().sample(S, generator=generator, dtype=self.coords.dtype)  # noqa: N806
+            R = SO2().sample(S, generator=generator, dtype=self.coords.dtype)
         elif d == 3:
-            R = uniform_rotations(S, generator=generator, dtype=self.coords.dtype)  # noqa: N806
+            R = uniform_rotations(S, generator=generator, dtype=self.coords.dtype)
         else:
             raise UserError(f"expected points of the plane or of space to rotate, got dimension {d}")
         return self.turned(R)
 
-    def turned(self, R: Float[Tensor, "*S d d"]) -> PointSets:  # noqa: N803
+    def turned(self, R: Float[Tensor, "*S d d"]) -> PointSets:
         """The sets with the rotation matrices ``R`` (one, or one a set) applied to their points."""
         return PointSets(self.coords @ R.mT.to(self.coords), self.values, self.mask, self.labels)
 

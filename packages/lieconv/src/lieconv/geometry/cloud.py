@@ -42,10 +42,6 @@ class Cloud:
         """Values of the points as given, (B, N, C) or (P, C), as (P, C)."""
         return values.flatten(0, 1) if self.shape is not None else values
 
-    def as_given(self, values: Tensor) -> Tensor:
-        """Values (P, C) in the layout of the batch."""
-        return values.unflatten(0, self.shape) if self.shape is not None else values
-
 
 def cloud_of(
     group: LieGroup,
@@ -108,7 +104,7 @@ def cloud_of(
         # Padding may hold anything; from here on it is zero, so that no NaN of it reaches a gradient.
         coords = coords.masked_fill(~mask.unsqueeze(-1), 0.0)
     if batch is None:
-        B, N = coords.shape[:2]  # noqa: N806
+        B, N = coords.shape[:2]
         sample = torch.arange(B, device=coords.device).unsqueeze(1).expand(B, N).flatten()
         return Cloud(coords.flatten(0, 1), mask.flatten(), sample, B, (B, N), _check_cell(cell, B, coords), full)
     count = _check_batch(batch, coords)

@@ -105,7 +105,7 @@ class Geometry:
         """
         if self.targets is not None:
             raise ValueError("expected a geometry whose points are its sources")
-        K = self.num_samples  # noqa: N806
+        K = self.num_samples
         _check_targets(targets, self.mask.shape[0] // K)
         copies = 1 if target_shape is None or self.shape is None else self.shape[0] // max(1, target_shape[0])
         copies = max(1, copies)  # of no samples
@@ -116,11 +116,22 @@ class Geometry:
         tensors = (self.indices, self.weights, self.kernel_coords, self.offsets, self.positions)
         indices, weights, kernel_coords, offsets, positions = (x.index_select(0, rows) for x in tensors)
         return Geometry(
-            indices, weights * mask.unsqueeze(-1), kernel_coords, offsets, positions * mask.unsqueeze(-1), mask,
-            self.source_mask, self.sample[rows], rows, self.count,
-            None if target_shape is None else (copies * target_shape[0], K * target_shape[1]), K, self.source_shape,
-            self.full and target_mask is None, self.source_full,
-        )  # fmt: skip
+            indices,
+            weights * mask.unsqueeze(-1),
+            kernel_coords,
+            offsets,
+            positions * mask.unsqueeze(-1),
+            mask,
+            self.source_mask,
+            self.sample[rows],
+            rows,
+            self.count,
+            None if target_shape is None else (copies * target_shape[0], K * target_shape[1]),
+            K,
+            self.source_shape,
+            self.full and target_mask is None,
+            self.source_full,
+        )
 
 
 def _element_rows(points: Int[Tensor, " M"], num_samples: int) -> Int[Tensor, " MK"]:
@@ -450,7 +461,7 @@ def _element_geometry(
     centre: Tensor,
     elements: tuple[Tensor, Tensor] | None,
 ) -> Geometry:
-    K, generator = lift.num_samples, search["generator"]  # noqa: N806
+    K, generator = lift.num_samples, search["generator"]
     v = lift.elements(sources.coords, generator) if elements is None else elements
     if where.targets is not None and where.targets.numel():
         rows = _element_rows(where.targets, K)
@@ -551,12 +562,12 @@ def _centres(lift: Lift, group: LieGroup, cloud: Cloud) -> Float[Tensor, "B d"]:
         return zero
     valid = cloud.mask.unsqueeze(-1).to(cloud.coords.dtype)
     if cloud.shape is not None:
-        B, N = cloud.shape  # noqa: N806
+        B, N = cloud.shape
         total, number = (cloud.coords * valid).view(B, N, d).sum(1), valid.view(B, N, 1).sum(1)
     else:
         total = zero.index_add(0, cloud.sample, cloud.coords * valid)
         number = zero[:, :1].index_add(0, cloud.sample, valid)
-    W = torch.tensor(structure.translations, dtype=zero.dtype, device=zero.device).view(-1, d)  # noqa: N806
+    W = torch.tensor(structure.translations, dtype=zero.dtype, device=zero.device).view(-1, d)
     return total / number.clamp(min=1.0) @ W.mT @ W
 
 

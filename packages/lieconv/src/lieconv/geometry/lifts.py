@@ -119,7 +119,7 @@ class FrameLift(AnyLift):
         if self.about_centre:
             return _about_centre(parts, here, there, weights)
         turned, moved = [], [-offsets]
-        W = _rows(parts.translations, offsets)  # noqa: N806
+        W = _rows(parts.translations, offsets)
         if frames is not None:
             mine, inverse = frames
             relative = (inverse.flatten(1, 2) @ mine).view_as(inverse)  # one product a point, not one a pair
@@ -409,7 +409,7 @@ def _rows(basis: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:
     return torch.tensor(basis, dtype=like.dtype, device=like.device).view(-1, like.shape[-1])
 
 
-def _turned(R: Float[Tensor, "M k r r"], x: Float[Tensor, "M k r"]) -> Float[Tensor, "M k r"]:  # noqa: N803
+def _turned(R: Float[Tensor, "M k r r"], x: Float[Tensor, "M k r"]) -> Float[Tensor, "M k r"]:
     """``R x`` for many small matrices, by columns: batched products of such sizes take longer."""
     turned = R[..., 0] * x[..., :1]
     for i in range(1, x.shape[-1]):
@@ -417,7 +417,7 @@ def _turned(R: Float[Tensor, "M k r r"], x: Float[Tensor, "M k r"]) -> Float[Ten
     return turned
 
 
-def _difference(W: Tensor, plane: Tensor) -> Tensor:  # noqa: N803
+def _difference(W: Tensor, plane: Tensor) -> Tensor:
     """The rows of the orthonormal basis W that are across the plane; none where it is the whole."""
     if len(W) == len(plane):
         return W[:0]

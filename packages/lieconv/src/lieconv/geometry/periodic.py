@@ -28,7 +28,7 @@ def reduced(cell: np.ndarray) -> np.ndarray:
     Zero rows of the cell (directions that do not repeat) stay as they are.
     """
     d = len(cell)
-    Z = np.eye(d, dtype=np.int64)  # noqa: N806
+    Z = np.eye(d, dtype=np.int64)
     periodic = [i for i in range(d) if np.any(cell[i])]
     for _ in range(1000):
         rows = Z @ cell
@@ -92,7 +92,7 @@ def nearest_images(
 
     p, q, cells = (numbers(x).astype(np.float64) for x in (sources.coords, targets.coords, sources.cell))
     sample_p, sample_q = numbers(sources.sample), numbers(targets.sample)
-    Z = np.stack([reduced(cell) for cell in cells]) if len(cells) else np.zeros((0, *cells.shape[1:]), np.int64)  # noqa: N806
+    Z = np.stack([reduced(cell) for cell in cells]) if len(cells) else np.zeros((0, *cells.shape[1:]), np.int64)
     short = Z @ cells  # (B, d, d)
     periodic = np.abs(short).sum(-1) > 0  # (B, d)
     full = _completed(short, periodic)
@@ -107,7 +107,7 @@ def nearest_images(
     placed = p[atoms] + np.einsum("mi,mij->mj", images, short[sample_p[atoms]])
     extent = max(np.abs(placed).max(initial=0.0), np.abs(q).max(initial=0.0))
     gap = 8.0 * np.sqrt(q.shape[1]) * extent + 1.0
-    M, d = q.shape  # noqa: N806
+    M, d = q.shape
     index, found, number = np.zeros((M, k), np.int64), np.zeros((M, k), bool), np.zeros((M, k, d))
     if len(atoms) and M:
         tree = KDTree(np.concatenate([placed, gap * sample_p[atoms, None]], 1))

@@ -91,7 +91,7 @@ def ball_radius(sources: Space, fraction: float, rows: int = 256) -> Float[Tenso
 
     Estimated at ``rows`` points, evenly spaced in the batch: memory is rows times the points.
     """
-    P = sources.points.shape[0]  # noqa: N806
+    P = sources.points.shape[0]
     chosen = torch.linspace(0, P - 1, min(rows, P), device=sources.points.device).round().long()
     points, sample = sources.points[chosen], sources.sample[chosen]
     squared = _squared(points, sources.points)
@@ -110,7 +110,7 @@ def _distance_blocks(sources: Space, targets: Space) -> Iterator[tuple[Tensor, T
     """Blocks of squared distances (..., rows, columns), infinite for invalid pairs, with the index of column 0."""
     p, q = sources.points, targets.points
     if sources.shape is not None and targets.shape is not None:
-        (B, N), (_, M) = sources.shape, targets.shape  # noqa: N806
+        (B, N), (_, M) = sources.shape, targets.shape
         p, q = p.view(B, N, p.shape[-1]), q.view(B, M, q.shape[-1])
         base = (torch.arange(B, device=p.device) * N).view(B, 1, 1)
         invalid = ~sources.mask.view(B, 1, N)
@@ -149,7 +149,7 @@ def _joined(blocks: list[Tensor], targets: Space, k: int, dtype: torch.dtype) ->
 
 def _tree_values(sources: Space, targets: Space) -> tuple[np.ndarray, np.ndarray] | None:
     """The points as numbers, where a tree can and should look at them."""
-    (P, _), (M, _) = sources.points.shape, targets.points.shape  # noqa: N806
+    (P, _), (M, _) = sources.points.shape, targets.points.shape
     if sources.points.device.type != "cpu" or torch.compiler.is_compiling() or torch.compiler.is_exporting():
         return None
     pairs = P * M

@@ -80,7 +80,7 @@ def farthest_points(
     elif elements is None:
         elements = lift.elements(cloud.coords, generator)
     place, valid = _padded(cloud)  # (B, N)
-    B, N = place.shape  # noqa: N806
+    B, N = place.shape
     if N == 0:
         return place.flatten(), (B, 0), valid.flatten()
     counts = valid.sum(1)
@@ -123,7 +123,7 @@ def first_points(
 
     Each is the furthest of all points from those before it, and so also the furthest of those that were kept.
     """
-    B, N = shape  # noqa: N806
+    B, N = shape
     most = min(N, max(1, math.ceil(fraction * N)))
     columns = torch.arange(most, device=device)
     index = (torch.arange(B, device=device) * N).unsqueeze(1) + columns
@@ -215,7 +215,7 @@ def _padded(cloud: Cloud) -> tuple[Tensor, Tensor]:
         place = torch.arange(len(cloud.coords), device=cloud.coords.device).view(cloud.shape)
         return place, cloud.mask[place]
     counts = cloud.sample.bincount(minlength=cloud.count)
-    N = int(counts.max()) if len(counts) else 0  # noqa: N806
+    N = int(counts.max()) if len(counts) else 0
     column = torch.arange(max(N, 1), device=cloud.coords.device)
     place = (counts.cumsum(0) - counts).unsqueeze(1) + column
     there = column < counts.unsqueeze(1)

@@ -138,9 +138,12 @@ class LieResNet(nn.Module):
     ) -> None:
         super().__init__()
         check_numbers(
-            in_channels=in_channels, out_channels=out_channels, channels=channels, num_layers=num_layers,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            channels=channels,
+            num_layers=num_layers,
             bottleneck=bottleneck,
-        )  # fmt: skip
+        )
         if type(out_vectors) is not int or out_vectors != 0:
             check_numbers(out_vectors=out_vectors)
         check_flags(forces=forces, **({} if at_random is None else {"at_random": at_random}))
@@ -160,11 +163,19 @@ class LieResNet(nn.Module):
         levels = 1 + sum(fraction < 1.0 for fraction in fractions)
         self.neighbourhoods = nn.ModuleList(
             Neighbourhood(
-                group, num_neighbors=num_neighbors, radius=radius, fill=fill, lift=lift, coordinates=coordinates,
-                num_samples=num_samples, at_random=at_random if limited else None, smooth=forces, generator=generator,
+                group,
+                num_neighbors=num_neighbors,
+                radius=radius,
+                fill=fill,
+                lift=lift,
+                coordinates=coordinates,
+                num_samples=num_samples,
+                at_random=at_random if limited else None,
+                smooth=forces,
+                generator=generator,
             )
             for _ in range(levels)
-        )  # fmt: skip
+        )
         uses = self.neighbourhoods[0].uses_features
         self.frame_features = nn.Linear(in_channels, 2) if uses else None
         self.embed = nn.Linear(in_channels, channels)
@@ -308,9 +319,15 @@ class LieResNet(nn.Module):
 
     def _geometry(self, depth: int, level: _Level, cell: Tensor | None, **more: Any) -> Geometry:
         return self.neighbourhoods[depth](
-            level.coords, level.mask, batch=level.batch, cell=cell, quadrature=level.quadrature,
-            frame_features=level.features, elements=level.elements, **more,
-        )  # fmt: skip
+            level.coords,
+            level.mask,
+            batch=level.batch,
+            cell=cell,
+            quadrature=level.quadrature,
+            frame_features=level.features,
+            elements=level.elements,
+            **more,
+        )
 
     def _coarser(
         self, depth: int, level: _Level, fraction: float, cell: Tensor | None, geometry: Geometry | None
@@ -321,10 +338,16 @@ class LieResNet(nn.Module):
             index, shape, kept = first_points(points, level.mask, fraction, level.coords.device)
         else:
             index, shape, kept = farthest_points(
-                self.group, level.coords, level.mask, batch=level.batch, cell=cell, fraction=fraction,
-                at_random=self.training and self.random_start, elements=self._one_each(level.elements),
+                self.group,
+                level.coords,
+                level.mask,
+                batch=level.batch,
+                cell=cell,
+                fraction=fraction,
+                at_random=self.training and self.random_start,
+                elements=self._one_each(level.elements),
                 generator=self.generator,
-            )  # fmt: skip
+            )
         full = level.batch is None and (level.mask is None or all_valid(level.mask))
         where: dict[str, Any] = {"target_shape": shape, "target_mask": None if full else kept}
         if geometry is None:
@@ -337,7 +360,7 @@ class LieResNet(nn.Module):
         quadrature = None if level.quadrature is None else level.quadrature.reshape(-1)[index].view(shape)
         features = level.features
         if features is not None:
-            P = level.coords.numel() // d  # noqa: N806
+            P = level.coords.numel() // d
             rows = features.reshape(features.numel() // (2 * P) if P else 1, P, 2)  # (S, P, 2)
             features = rows[:, index]
             features = features.reshape(*shape, 2) if len(rows) == 1 else features

@@ -50,9 +50,14 @@ class BottleneckBlock(nn.Module):
         self.norms = nn.ModuleList([make_norm(norm, channels), make_norm(norm, inner), make_norm(norm, inner)])
         self.reduce = nn.Linear(channels, inner)
         self.conv = LieConv(
-            inner, inner, group=group, num_neighbors=num_neighbors, lift=lift, coordinates=coordinates,
+            inner,
+            inner,
+            group=group,
+            num_neighbors=num_neighbors,
+            lift=lift,
+            coordinates=coordinates,
             standardise=standardise,
-        )  # fmt: skip
+        )
         self.expand = nn.Linear(inner, channels)
 
     def forward(self, geometry: Geometry, x: Float[Tensor, "*points c"]) -> Float[Tensor, "*points c"]:
@@ -106,7 +111,7 @@ def pool(geometry: Geometry, x: Float[Tensor, "S M c"], kind: Literal["mean", "s
     if x.ndim != 3 or x.shape[1] != geometry.mask.shape[0]:
         raise ValueError(f"expected rows (S, {geometry.mask.shape[0]}, c) of the geometry, got {tuple(x.shape)}")
     if geometry.shape is not None:
-        B, M = geometry.shape  # noqa: N806
+        B, M = geometry.shape
         rows, mask = (x, geometry.mask) if x.shape[0] > 1 else (x.reshape(B, M, x.shape[-1]), geometry.mask.view(B, M))
         return masked_mean(rows, mask) if kind == "mean" else _masked_sum(rows, mask).to(x.dtype)
     rows = x.squeeze(0).to(torch.promote_types(x.dtype, torch.float32))

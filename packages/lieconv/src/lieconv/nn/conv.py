@@ -89,9 +89,16 @@ class LieConv(nn.Module):
         check_numbers(in_channels=in_channels, out_channels=out_channels, hidden=hidden, basis=basis)
         self.in_channels, self.out_channels, self.group = in_channels, out_channels, group
         self.neighbourhood = Neighbourhood(
-            group, num_neighbors=num_neighbors, radius=radius, fill=fill, lift=lift, coordinates=coordinates,
-            num_samples=num_samples, at_random=at_random, generator=generator,
-        )  # fmt: skip
+            group,
+            num_neighbors=num_neighbors,
+            radius=radius,
+            fill=fill,
+            lift=lift,
+            coordinates=coordinates,
+            num_samples=num_samples,
+            at_random=at_random,
+            generator=generator,
+        )
         self.kernel = KernelNetwork(kernel_dim(group, lift, coordinates), basis, hidden=hidden, standardise=standardise)
         self.linear = nn.Linear(basis * in_channels, out_channels)
 
@@ -124,10 +131,10 @@ class LieConv(nn.Module):
 
     def from_rows(self, geometry: Geometry, values: Float[Tensor, "S P c"]) -> Float[Tensor, "S M out"]:
         """The convolution of copies of the sources, all with the geometry of one."""
-        S, P, C = values.shape  # noqa: N806
+        S, P, C = values.shape
         wide = values.transpose(0, 1).reshape(P, S * C)
         matrices = self.kernel.matrices(geometry)
-        M, k = geometry.indices.shape  # noqa: N806
+        M, k = geometry.indices.shape
         pairs = geometry.kernel_coords, geometry.weights, geometry.indices
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or M * k <= _PAIRS:
             out = self._block(*pairs, wide, S, matrices)

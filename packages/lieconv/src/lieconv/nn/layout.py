@@ -18,7 +18,7 @@ def rows_of(geometry: Geometry, values: Tensor, channels: int) -> Float[Tensor, 
     Raises:
         ValueError: where the values do not fit the sources.
     """
-    P = geometry.source_mask.shape[0]  # noqa: N806
+    P = geometry.source_mask.shape[0]
     shape = geometry.source_shape
     if values.shape[-1:] == (channels,):
         if shape is None and values.shape == (P, channels):
@@ -37,7 +37,7 @@ def laid_out(geometry: Geometry, rows: Float[Tensor, "S M c"], *, per_point: boo
         return rows.squeeze(0)
     if rows.shape[0] > 1:
         return rows
-    B, M = geometry.shape  # noqa: N806
+    B, M = geometry.shape
     return rows.reshape(B, M // geometry.num_samples if per_point else M, rows.shape[-1])
 
 

@@ -80,10 +80,19 @@ class Neighbourhood(nn.Module):
             radius = self._filled(coords, mask, options.get("batch"))
         at_random = self.training and self.at_random and (options.get("cell") is None or self.draws_in_cells)
         return build_geometry(
-            self.group, coords, mask,
-            num_neighbors=self.num_neighbors, radius=radius, at_random=at_random, smooth=self.smooth, lift=self.lift,
-            coordinates=self.coordinates, num_samples=self.num_samples, generator=self.random(coords.device), **options,
-        )  # fmt: skip
+            self.group,
+            coords,
+            mask,
+            num_neighbors=self.num_neighbors,
+            radius=radius,
+            at_random=at_random,
+            smooth=self.smooth,
+            lift=self.lift,
+            coordinates=self.coordinates,
+            num_samples=self.num_samples,
+            generator=self.random(coords.device),
+            **options,
+        )
 
     def random(self, device: torch.device) -> torch.Generator | None:
         """The generator of this call: while training the one given, in evaluation a fresh one of a fixed seed."""
