@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -386,6 +387,346 @@ def test_matrices_of_which_one_triangle_is_read(upper):
         reference = (f(A + step * v) - f(A - step * v)).flatten(1) / (2 * step)
         assert found.rung.name == "fused rules", name
         torch.testing.assert_close(found.derivatives[0], reference, rtol=1e-6, atol=1e-7)  # of second order, step^2
+
+
+# --- against plain central differences, along a direction that no symmetry or homogeneity favours ---
+
+PUSH = VectorFields({"push": lambda z: torch.sin(7 * z)})
+ROWS, MATRICES, TALL = (
+    images(2, 4, 6) - 0.6,
+    images(2, 4, 4, seed=3) + 4 * torch.eye(4).double(),
+    images(2, 5, 3, seed=4),
+)
+RIGHT = images(2, 5, 2, seed=5)
+CHANNEL = images(4, seed=6)
+
+
+def agrees(model, x, ladder=LADDER, **options):
+    """The derivatives of ``model`` at ``x``, compared with differences."""
+    found = lie_derivatives(
+        lambda x: model(x).flatten(1), x, ["push"], action=PUSH, output="invariant", ladder=ladder, **options
+    )
+    step, v = 1e-5, torch.sin(7 * x)
+    with torch.no_grad():
+        reference = (model(x + step * v) - model(x - step * v)).flatten(1) / (2 * step)
+    assert reference.abs().max() > 1e-3  # the comparison is of something
+    # Of second order: step^2 = 1e-10 times a third derivative; rounding 1e-16 / step.
+    torch.testing.assert_close(found.derivatives[0], reference, rtol=1e-6, atol=1e-7)
+    return found
+
+
+def per_batch(statistics):
+    """Statistics of the whole batch as an output with one entry a sample."""
+    return statistics[None].expand(2, -1)
+
+
+BY_PRODUCTS = {
+    "layer norm": lambda x, i: torch.native_layer_norm(x, [6], x[0, 0].detach(), None, 1e-5)[i],
+    "layer norm of all": lambda x, i: torch.native_layer_norm(x, [4, 6], None, None, 1e-5)[i],
+    "group norm": lambda x, i: torch.native_group_norm(x, CHANNEL, None, 2, 4, 6, 2, 1e-5)[i],
+    "batch norm": lambda x, i: per_batch(torch.native_batch_norm(x, CHANNEL, None, None, None, True, 0.1, 1e-5)[i]),
+    "batch norm without state": lambda x, i: per_batch(
+        torch.ops.aten._native_batch_norm_legit.no_stats(x, CHANNEL, None, True, 0.1, 1e-5)[i]
+    ),
+    "root mean square": lambda x, i: torch.ops.aten._fused_rms_norm(x, [6], None, 1e-5)[1] * i,
+}
+"""Means (1) and reciprocal deviations (2), which torch takes for constants."""
+
+
+@pytest.mark.parametrize("ladder", [RULES, FORWARD_MODE])
+@pytest.mark.parametrize("index", [1, 2])
+@pytest.mark.parametrize("name", BY_PRODUCTS)
+def test_statistics_of_normalisations_as_outputs(name, index, ladder):
+    found = agrees(lambda x: BY_PRODUCTS[name](x, index), ROWS, ladder)
+    if ladder is RULES:
+        assert found.rung.name == "fused rules"
+    found = agrees(lambda x: BY_PRODUCTS[name](3 * x, index).exp() * x.sum(), ROWS, ladder)  # used further on
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_log_sums_of_attention_as_outputs(causal):
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    found = agrees(lambda x: attention(x[:, None], x[:, None].sin(), x[:, None], 0.0, causal)[1], ROWS)
+    assert found.rung.name == "fused rules"
+
+
+def test_factors_and_other_by_products():
+    for f in (
+        lambda A: torch.ops.aten._linalg_det(A)[1],
+        lambda A: torch.ops.aten._linalg_slogdet(A)[2],
+        lambda A: torch.ops.aten._linalg_solve_ex(A, A.sin())[1],
+        lambda A: torch.ops.aten.log_sigmoid_forward(A)[1],
+    ):
+        agrees(f, MATRICES)
+
+
+def test_a_by_product_of_what_was_overwritten_since():
+    def model(x):
+        y = x.sin()
+        _, mean, rstd = torch.native_layer_norm(y, [6], None, None, 1e-5)
+        y.mul_(2)
+        return mean * rstd + y.sum(-1, keepdim=True)
+
+    agrees(model, ROWS)
+
+
+def test_by_products_cost_nothing_unused_and_are_followed_by_a_decomposition():
+    class Head(nn.Module):
+        def forward(self, x):
+            return torch.native_layer_norm(x.flatten(1), [256], None, None, 1e-5)[2].exp()
+
+    net, x = nn.Sequential(nn.Conv2d(3, 4, 3).double(), nn.ReLU(), Head()), images(1, 3, 10, 10)
+    found = decompose(net, x, "translate_x", output="invariant")
+    expected = lie_derivative(
+        lambda x: 1 / (net[:2](x).flatten(1).var(1, False, keepdim=True) + 1e-5).sqrt(), x, "translate_x"
+    )
+    torch.testing.assert_close(
+        found.total, net(x) * expected, rtol=1e-7, atol=0
+    )  # differences, to 1e-10 of the largest
+    torch.testing.assert_close(sum(found.terms.values()) + found.remainder, found.total, rtol=1e-7, atol=1e-12)
+    plain = lie_derivatives(lambda x: nn.functional.layer_norm(x, [6]).flatten(1), ROWS, ["push"], action=PUSH)
+    assert plain.method == "fused rules"
+
+
+@pytest.mark.parametrize("ladder", [RULES, FORWARD_MODE])
+def test_running_statistics_written_in_training(ladder):
+    """torch's operator writes them unannounced: they depend on the input, and a second run would write again."""
+
+    def model(normalise):
+        def f(x):
+            mean, variance = torch.zeros(4, dtype=x.dtype), torch.ones(4, dtype=x.dtype)
+            return normalise(x, mean, variance).square().mean(2) * mean + variance
+
+        return f
+
+    F = nn.functional  # noqa: N806
+    agrees(model(lambda x, m, v: F.batch_norm(x, m, v, training=True, momentum=0.5)), ROWS, ladder)
+    agrees(model(lambda x, m, v: F.instance_norm(x, m, v, use_input_stats=True, momentum=0.5)), ROWS, ladder)
+
+    class Training(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4).double()
+
+        def forward(self, x):
+            y = self.norm.train()(x)  # as the author of a model may have it
+            return (y + self.norm.get_buffer("running_mean")[:, None]).flatten(1)
+
+    net = Training()
+    found = lie_derivatives(net, ROWS, ["push"], action=PUSH, output="invariant", ladder=ladder)
+    step, v = 1e-5, torch.sin(7 * ROWS)
+    with torch.no_grad():
+        values = []
+        for x in (ROWS, ROWS + step * v, ROWS - step * v):
+            net.norm.reset_running_stats()
+            values.append(net(x))
+    torch.testing.assert_close(found.value, values[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.derivatives[0], (values[1] - values[2]) / (2 * step), rtol=1e-6, atol=1e-7)
+
+
+LEAST_SQUARES = {
+    "matrix": lambda A, driver: torch.linalg.lstsq(A, RIGHT, driver=driver)[0],
+    "right side": lambda A, driver: torch.linalg.lstsq(A.detach() * 0 + TALL, A[..., :2], driver=driver)[0],
+    "both": lambda A, driver: torch.linalg.lstsq(A, A[..., :2].exp(), driver=driver)[0],
+    "wide": lambda A, driver: torch.linalg.lstsq(A.mT, A[:, :3, :2], driver=driver)[0],
+}
+
+
+@pytest.mark.parametrize("driver", ["gelsy", "gels", "gelsd", "gelss"])
+@pytest.mark.parametrize("name", LEAST_SQUARES)
+def test_least_squares(name, driver):
+    agrees(lambda A: LEAST_SQUARES[name](A, driver), TALL)
+    if driver != "gels":  # which takes no other
+        deficient = torch.cat([TALL[..., :2], TALL[..., :1]], -1)  # moves so that its rank stays
+        agrees(lambda A: LEAST_SQUARES[name](A, driver), deficient)
+    if driver == "gels":
+        agrees(lambda A: torch.linalg.lstsq(A, RIGHT, driver=driver)[1], TALL)  # residuals
+    if driver in ("gelsd", "gelss"):
+        agrees(lambda A: torch.linalg.lstsq(A, RIGHT, driver=driver)[3], TALL)  # singular values
+
+
+@pytest.mark.parametrize("upper", [False, True])
+def test_solutions_by_one_triangle(upper):
+    A = MATRICES + images(2, 4, 4, seed=7)  # noqa: N806 (both triangles are full)
+    agrees(lambda A: torch.cholesky_solve(A[..., :2].sin(), A, upper=upper), A)
+    for transpose in (False, True):
+        for unit in (False, True):
+
+            def solve(A, transpose=transpose, unit=unit):  # noqa: N803
+                return torch.triangular_solve(
+                    A[..., :2].sin(), A, upper=upper, transpose=transpose, unitriangular=unit
+                )[0]
+
+            agrees(solve, A)
+            agrees(
+                lambda A, u=unit, t=transpose: torch.linalg.solve_triangular(
+                    A, A[:, :2].sin() if t else A[..., :2].sin(), upper=upper, left=not t, unitriangular=u
+                ),
+                A,
+            )
+
+
+def test_matrices_beyond_one_real_triangle():
+    A = MATRICES + images(2, 4, 4, seed=8)  # noqa: N806
+    agrees(lambda A: torch.linalg.pinv(A, hermitian=True), A)  # reads one triangle too
+    agrees(lambda A: torch.linalg.eigvalsh(torch.complex(A, A.mT)), A)  # Hermitian by its lower triangle
+    agrees(lambda A: torch.linalg.eigvalsh(torch.complex(A, A.mT), UPLO="U"), A)
+    agrees(lambda A: torch.view_as_real(torch.linalg.cholesky(torch.complex(A, A.sin()) + 9 * torch.eye(4))), A)
+    agrees(lambda A: torch.linalg.svd(A)[0].abs(), TALL)  # two columns beyond its rank: the basis that LAPACK takes
+
+
+def test_axes_and_tensors_that_are_empty():
+    for ladder in (RULES, FORWARD_MODE):
+        agrees(lambda x: x.flip(()), ROWS, ladder)
+        agrees(lambda x: x.flip(()).exp().flip((0, -1)), ROWS, ladder)
+        agrees(lambda x: torch.cat([x.new_zeros(0), x, x.sin(), x.new_zeros(0)], 1), ROWS, ladder)
+        agrees(lambda x: torch.cat([x[:, :0], x, x.new_zeros(2, 0, 6)], 1), ROWS, ladder)
+        agrees(lambda x: torch.cat([torch.empty(0, dtype=x.dtype), x.exp()]), ROWS, ladder)
+
+
+# --- operators that write into their arguments, nested tensors, compiled and other programs ---
+
+
+@pytest.fixture(scope="module")
+def writers():
+    with torch.library._scoped_library("abcdw", "FRAGMENT") as lib:
+        lib.define("square_(Tensor(a!) x) -> Tensor(a!)")
+        lib.impl("square_", lambda x: x.copy_(x * x), "CPU")
+        lib.define("square_into(Tensor x, Tensor(a!) out) -> ()")
+
+        def into(x, out):
+            out.copy_(x * x)
+
+        def both(x, out):
+            out.copy_(x * x)
+            return x + 1
+
+        lib.impl("square_into", into, "CPU")
+        lib.define("square_and(Tensor x, Tensor(a!) out) -> Tensor")
+        lib.impl("square_and", both, "CPU")
+        yield torch.ops.abcdw
+
+
+@pytest.mark.parametrize("ladder", [RULES, FORWARD_MODE])
+def test_operators_of_a_library_that_write(writers, ladder):
+    def in_place(x):
+        y = x.clone()
+        writers.square_(y[:, 1:])
+        return y
+
+    def into(x):
+        out = torch.zeros_like(x)
+        writers.square_into(x, out)
+        return out
+
+    def into_constant(x):
+        out = torch.zeros(2, 4, 6, dtype=x.dtype)
+        return writers.square_and(x, out) * out
+
+    def out_of_torch(x):
+        out = torch.empty(0, dtype=x.dtype)
+        torch.sin(x, out=out)
+        return out
+
+    def data(x):
+        y = x.clone()
+        y.data = y.data * y.data
+        return y
+
+    for model in (in_place, into, into_constant, out_of_torch, data):
+        agrees(model, ROWS, ladder)
+
+
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors(layout):
+    linear = nn.Linear(6, 6).double()
+
+    def model(x):
+        nested = torch.nested.as_nested_tensor([x[0, :2], x[1]], layout=layout)
+        return torch.nested.to_padded_tensor(linear(nested).sin(), 0.0)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own: a prototype
+        agrees(model, ROWS)
+        agrees(lambda x: torch.nested.to_padded_tensor(torch.nested.nested_tensor([x[0, :2], x[1]]), 0.0) ** 2, ROWS)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast_on_the_cpu(inside):
+    layer = nn.Conv2d(3, 4, 3)
+    x = images(2, 3, 8, 8, dtype=torch.float32)
+
+    def model(x):
+        with torch.autocast("cpu", dtype=torch.bfloat16) if inside else nullcontext():
+            return layer(x).exp().flatten(1)
+
+    with nullcontext() if inside else torch.autocast("cpu", dtype=torch.bfloat16):
+        found = saturated(model, x)
+        torch.testing.assert_close(found.value, model(x))
+    exact = nn.Conv2d(3, 4, 3).double()
+    exact.load_state_dict(layer.state_dict())
+    z = exact(x.double())
+    expected = ((z - exact.bias[:, None, None]) * z.exp()).flatten(1)  # type: ignore[index]
+    # A few roundings to eight bits, 2^-9 each, of the convolution, its derivative and their product.
+    assert (found.derivatives[0] - expected).abs().max() < 8 * 2**-9 * expected.abs().max()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointed_modules(reentrant):
+    from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+
+    net = nn.Sequential(nn.Linear(6, 6), nn.Tanh()).double()
+    for ladder in (RULES, FORWARD_MODE):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own: no input requires a gradient
+            agrees(lambda x: checkpoint(net, x, use_reentrant=reentrant), ROWS, ladder)
+            agrees(lambda x: checkpoint_sequential(net, 2, x, use_reentrant=reentrant), ROWS, ladder)
+            agrees(lambda x: checkpoint(lambda z: z / z.max().item(), x, use_reentrant=reentrant), ROWS, ladder)
+
+
+class Numbers(nn.Module):
+    """Loops, branches and a number of Python's."""
+
+    def forward(self, x):
+        scaled = x
+        while bool(scaled.abs().max() > 0.1):
+            scaled = scaled / 2
+        return scaled * scaled / float(x.max())
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its scripts: deprecated
+@pytest.mark.parametrize("way", ["script", "freeze", "optimise", "trace", "export", "compile", "inside"])
+def test_programs_of_torch(way):
+    layer = nn.Conv1d(4, 3, 3, padding=1)
+    net = nn.Sequential(layer, nn.BatchNorm1d(3), nn.GELU()).double().eval()
+    made = {
+        "script": lambda: torch.jit.script(net),
+        "freeze": lambda: torch.jit.freeze(torch.jit.script(net)),
+        "optimise": lambda: torch.jit.optimize_for_inference(torch.jit.script(net)),
+        "trace": lambda: torch.jit.trace(net, ROWS),
+        "export": lambda: torch.export.export(net, (ROWS,)).module(),
+        "compile": lambda: torch.compile(net, backend="aot_eager"),
+        "inside": lambda: nn.Sequential(torch.compile(net, backend="aot_eager"), nn.Tanh()),  # type: ignore[arg-type]
+    }[way]()
+    agrees(made, ROWS)
+    module = lie_derivatives(made, ROWS, ["push"], action=PUSH, output="invariant")  # the module itself, with its flags
+    torch.testing.assert_close(module.value, made(ROWS), rtol=1e-12, atol=1e-12)
+    if way == "script":
+        agrees(torch.jit.script(Numbers()), ROWS)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, of its compiler
+def test_operators_of_higher_order():
+    from torch._higher_order_ops.map import map as map_
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def branch(x):
+        return torch.cond(x.sum() > 1e3, lambda z: z.cos() * z, lambda z: z.sin() * z, (x,))
+
+    agrees(branch, ROWS)
+    agrees(lambda x: map_(lambda z, *_: z.sin() * z, x), ROWS)
+    x = images(1, 1, 4, 16)
+    agrees(lambda x: flex_attention(x, x.sin(), x**2, score_mod=lambda s, b, h, i, j: s * x[0, 0, 0, 0] + i - j), x)
 
 
 # --- any input is right or refused ---

@@ -25,7 +25,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from liederivative.derivative.evaluation import is_scratch
-from liederivative.derivative.operators import is_quantised, operator_tangents, refuse_quantised
+from liederivative.derivative.operators import (
+    ByProductTangents,
+    is_quantised,
+    operator_tangents,
+    refuse_quantised,
+)
 from liederivative.derivative.rules import (
     FACTORIES,
     MUTATES_WITHOUT_INPUT,
@@ -130,6 +135,16 @@ class Dual(torch.Tensor):
             self._tangents, self._lazy = self._lazy.evaluate(), None
         return self._tangents
 
+    @property
+    def data(self) -> Tensor:
+        """The tensor itself, apart from the graph."""
+        return self.detach()
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        # Torch would exchange the memory of the wrapper, which has none, and leave value and tangents as they are.
+        raise UnsupportedError("a value with tangents is exchanged by `x.data = ...`")
+
     def take_tangents(self) -> tuple[Tensor | None, bool]:
         """The tangents, and whether they are fresh memory that the caller may overwrite."""
         lazy = self.lazy
@@ -183,6 +198,8 @@ class DualMode(TorchDispatchMode):
         self._made: dict[int, weakref.ref[Tensor]] = {}
         self._alive: list[Tensor] = []
         self._adopted: dict[int, Dual] = {}
+        # By-products whose tangents may still be asked for: before an argument is overwritten they are computed.
+        self._pending: weakref.WeakSet[ByProductTangents] = weakref.WeakSet()
         # Rules that need torch's own forward mode run as if this mode were not there.
         self._outside = (torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set())
 
@@ -226,6 +243,9 @@ class DualMode(TorchDispatchMode):
             type(o) in (float, complex) for o in (out if isinstance(out, tuple | list) else (out,))
         ):
             self.conversions.append(func._schema.name)
+        if name in RUNNING and plain[5] and plain[3] is not None:
+            self.conversions.append(f"running statistics of {func._schema.name}")
+            plain[3:5] = [a.clone() for a in plain[3:5]]  # its derivative runs it again, which would write again
         return self.apply(name, Call(func, args, kwargs, plain, plain_kw, out, rows_of(found)), found)
 
     def apply(self, name: str, call: Call, found: list[Dual]) -> Any:
@@ -238,15 +258,27 @@ class DualMode(TorchDispatchMode):
         outs = call.out if isinstance(call.out, tuple | list) else [call.out]
         if not any(_has_derivative(o) for o in outs):
             return None
-        if "::" in name or name in UNTRUSTED or name.startswith("special_"):
+        if "::" in name or name.startswith("special_") or is_untrusted(name, call):
             tangents, self.operators[name] = operator_tangents(call, self._autograd)
             return tangents
         rule = RULES.get(name)
-        if rule is not None:
-            found = rule(call)
-            if found is not NotImplemented:
-                return found
-        return self._by_forward_mode(name, call)
+        tangents = NotImplemented if rule is None else rule(call)
+        if tangents is NotImplemented:
+            tangents = self._by_forward_mode(name, call)
+        return tangents if name not in BY_PRODUCTS else self._with_by_products(name, call, tangents)
+
+    def _with_by_products(self, name: str, call: Call, tangents: Sequence[Any]) -> tuple[Any, ...]:
+        """``tangents`` with those of the by-products, each computed if it is used."""
+
+        def note(how: str) -> None:
+            self.operators[name] = how
+
+        complete = list(tangents)
+        for i in BY_PRODUCTS[name]:
+            if _has_derivative(call.out[i]) and call.out[i].numel():
+                complete[i] = ByProductTangents(call, i, self._autograd, note)
+                self._pending.add(complete[i])
+        return tuple(complete)
 
     def _autograd(self) -> AbstractContextManager[Any]:
         """Where torch's own derivatives work although a dispatch mode is on."""
@@ -313,6 +345,8 @@ class DualMode(TorchDispatchMode):
         plain_kw: dict[str, Any],
         found: list[Dual],
     ) -> Any:
+        if self._pending:
+            self._evaluate_pending([*plain, *plain_kw.values()])
         given = target = args[0] if args else None
         moves = any(dual.moves for dual in found)
         if moves and isinstance(target, Tensor) and type(target) is not Dual:
@@ -341,6 +375,14 @@ class DualMode(TorchDispatchMode):
         func(*plain, **plain_kw)
         self.write(target, name, Call(functional, args, kwargs, before, plain_kw, target.primal, rows_of(found)))
         return given
+
+    def _evaluate_pending(self, arguments: Sequence[Any]) -> None:
+        """Compute the tangents of by-products of what an operation is about to overwrite."""
+        for tensor in arguments:
+            if isinstance(tensor, Tensor) and tensor.layout is torch.strided:
+                for tangents in list(self._pending):
+                    if tangents.reads(tensor.untyped_storage().data_ptr()):
+                        tangents.evaluate()
 
     def write(self, target: Dual, name: str, call: Call) -> None:
         """Give ``target``, whose value has just been written, the tangents of the operation ``name``."""
@@ -391,18 +433,42 @@ def rows_of(duals: Sequence[Dual]) -> tuple[int, ...]:
 DRAWS = frozenset({"normal", "poisson", "binomial", "_standard_gamma", "_sample_dirichlet", "exponential"})
 """Random draws whose distribution depends on a value: torch takes them for constants, and a number of Python's too."""
 
+RUNNING = frozenset({"native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm"})
+"""Operators that write running statistics in training, unannounced, and without their derivative."""
+
 TRIANGLES = frozenset({"_linalg_eigh", "linalg_cholesky_ex", "cholesky"})
 """Operators that read one triangle of a matrix, and whose derivative takes the tangent to be symmetric."""
 
 UNTRUSTED = frozenset(
     {
         *("nll_loss_forward", "nll_loss2d_forward", "scatter_reduce", "linalg_lstsq"),
-        *("cholesky_inverse", "cholesky_solve", "triangular_solve"),
+        *("cholesky_inverse", "cholesky_solve", "triangular_solve", "linalg_pinv"),
     }
 )
 """Operators of torch whose forward mode misses a part without an error: weights of classes, what is left out of a
 reduction, residuals, the triangle that is not read. (Of the special functions, the
 orthogonal polynomials, Airy's and spherical Bessel's functions are taken for constants.)"""
+
+BY_PRODUCTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("native_layer_norm", "native_group_norm", "native_batch_norm"), (1, 2)),
+    **dict.fromkeys(("_native_batch_norm_legit", "_native_batch_norm_legit_no_training"), (1, 2)),
+    **dict.fromkeys(("_batch_norm_no_update", "cudnn_batch_norm", "miopen_batch_norm"), (1, 2)),
+    **dict.fromkeys(("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention"), (1,)),
+    **dict.fromkeys(("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention"), (1,)),
+    **dict.fromkeys(("log_sigmoid_forward", "_linalg_det", "_linalg_solve_ex"), (1,)),
+    "_linalg_slogdet": (2,),
+}
+"""Outputs that torch computes for its backward pass (means, reciprocal deviations, log-sums, factors) and takes for
+constants. A model may use them, but hardly any does: their tangents are computed on use."""
+
+
+def is_untrusted(name: str, call: Call) -> bool:
+    """Whether torch's forward mode may miss a part of the derivative of an operator of its own."""
+    if name == "_linalg_svd":  # the vectors beyond the shorter side are any basis of their span, LAPACK's here
+        full = call.get(1, False, "full_matrices") and call.get(2, True, "compute_uv")
+        return bool(full) and call.args[0].shape[-1] != call.args[0].shape[-2]
+    return name in UNTRUSTED
+
 
 _DESCRIBED: dict[Any, tuple[str, str]] = {}
 
@@ -430,7 +496,8 @@ def mirrored(tangents: Tensor, upper: bool) -> Tensor:
     """Symmetric (Hermitian) matrices with one triangle of ``tangents``."""
     half = tangents.triu(1) if upper else tangents.tril(-1)
     diagonal = tangents.diagonal(dim1=-2, dim2=-1)
-    return half + half.mH + torch.diag_embed(diagonal.real if diagonal.is_complex() else diagonal)
+    # Within a dispatch mode the sum would not look at the lazy conjugation of ``mH``.
+    return half + half.mT.conj_physical() + torch.diag_embed(diagonal.real if diagonal.is_complex() else diagonal)
 
 
 def operator_kind(func: Any) -> str:

@@ -108,7 +108,8 @@ class _State:
 
     def __init__(self, module: nn.Module) -> None:
         parts = list(module.modules())
-        self._flags = [(part, part.training) for part in parts]
+        # A scripted module that was frozen has no flag, and is in evaluation mode for good.
+        self._flags = [(part, part.training) for part in parts if hasattr(part, "training")]
         scripted = [part for part in parts if isinstance(part, torch.jit.ScriptModule)]
         parts = [part for part in parts if not isinstance(part, torch.jit.ScriptModule)]
         self._attributes = [
@@ -218,7 +219,10 @@ class _State:
     def _tensor(self, value: Tensor) -> Tensor:
         """A copy of ``value``, the one of the run before if that did not write into it."""
         copy_, version = self._copies.get(id(value), (None, None))
-        if copy_ is None or version is None or _version(copy_) != version:
+        uncounted = (
+            value.ndim == 1 and value.is_floating_point()
+        )  # batch normalisation writes its running statistics so
+        if copy_ is None or version is None or _version(copy_) != version or uncounted:
             copy_ = value.detach().clone().requires_grad_(value.requires_grad)
             self._copies[id(value)] = copy_, _version(copy_)
         return copy_

@@ -91,6 +91,38 @@ def operator_tangents(call: Call, outside: Callable[[], AbstractContextManager[A
     return (tangents[0] if isinstance(call.out, Tensor) else tuple(tangents)), strategy
 
 
+class ByProductTangents:
+    """Tangents of one output of an operator, computed when they are asked for."""
+
+    def __init__(
+        self,
+        call: Call,
+        index: int,
+        outside: Callable[[], AbstractContextManager[Any]],
+        note: Callable[[str], None],
+    ) -> None:
+        self.call, self.index, self.outside, self.note = call, index, outside, note
+        self.taken = False
+        self._tangents: Tensor | None = None
+
+    def evaluate(self) -> Tensor:
+        """(K, *shape)."""
+        if self._tangents is not None:
+            return self._tangents
+        tangents, how = operator_tangents(self.call, self.outside)
+        self.note(how)
+        self._tangents = along = tangents[self.index]
+        return along
+
+    def reads(self, memory: int) -> bool:
+        """Whether an argument lies in the storage at the address ``memory``."""
+        tensors = [a for a in [*self.call.args, *self.call.kwargs.values()] if isinstance(a, Tensor)]
+        return any(a.layout is torch.strided and a.untyped_storage().data_ptr() == memory for a in tensors)
+
+    def scaled(self, scale: Tensor) -> None:
+        """No normalisation folds into these tangents."""
+
+
 def differentiable(out: Any) -> bool:
     """Whether a value can have tangents: floating-point and complex tensors."""
     return isinstance(out, Tensor) and (out.is_floating_point() or out.is_complex())

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from liederivative.actions import NCHW, NHWC, Axis, Domain, Invariant, Layout, Tokens, resolve_layout
 from liederivative.derivative.dual import Dual, DualMode
+from liederivative.derivative.operators import ByProductTangents
 from liederivative.derivative.rules import OVERWRITES, Call, operator_name
 from liederivative.layerwise.axes import Atom, Axes, Factors, Line, Union, plain, plain_axes, velocity
 from liederivative.layerwise.tape import Tape
@@ -151,7 +152,9 @@ class Tracer(DualMode):
         parts = [wrapped] if isinstance(wrapped, Tensor) else list(wrapped) if isinstance(wrapped, list | tuple) else []
         self.tape.operation(name, call, parts)
         for i, part in enumerate(parts):
-            if isinstance(part, Dual):
+            if isinstance(part, Dual) and isinstance(part.lazy, ByProductTangents):
+                part.clean = False  # located, if at all, where it is used
+            elif isinstance(part, Dual):
                 index = None if isinstance(wrapped, Tensor) else i
                 axes, commutes = track(name, call.raw, call.raw_kwargs, call.out, index, self.domain)
                 part.layout_axes = axes
