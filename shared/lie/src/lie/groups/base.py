@@ -629,7 +629,14 @@ def _check_orbits(orbit_u: Tensor, orbit_v: Tensor, elements: Tensor) -> None:
 
 
 def _safe_norm(a: Tensor) -> Tensor:
-    square = a.square().sum(-1)
-    zero = square == 0
-    safe = torch.where(zero, torch.ones_like(square), square)
-    return torch.where(zero, torch.zeros_like(square), safe.sqrt())
+    """The length of ``a`` (..., n), with derivatives of zero at 0. No square leaves the range of the dtype."""
+    if a.shape[-1] == 0:
+        return a.sum(-1)
+    zero = (a == 0).all(-1)
+    safe = torch.where(zero.unsqueeze(-1), torch.ones_like(a), a)
+    if a.dtype == torch.float64 or a.device.type == "mps":  # no wider dtype: squares of what is scaled to 1
+        scale = torch.linalg.vector_norm(safe.detach(), torch.inf, -1, keepdim=True).clamp(max=torch.finfo(a.dtype).max)
+        length = torch.linalg.vector_norm(safe / scale, dim=-1) * scale.squeeze(-1)
+    else:
+        length = torch.linalg.vector_norm(safe, dim=-1, dtype=torch.float64).to(a.dtype)
+    return torch.where(zero, torch.zeros_like(length), length)

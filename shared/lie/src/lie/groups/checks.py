@@ -38,12 +38,12 @@ def check_batches(first: torch.Size, second: torch.Size, names: str, hint: str =
     """Raise unless two batches broadcast."""
     if first == second:
         return
-    try:
-        torch.broadcast_shapes(first, second)
-    except RuntimeError:
-        raise ValueError(
-            f"expected {names} whose batches broadcast, got {tuple(first)} and {tuple(second)}; {hint}"
-        ) from None
+    # By hand: torch.broadcast_shapes takes as long as three small operations, at each call.
+    for a, b in zip(reversed(first), reversed(second), strict=False):
+        if a != b and a != 1 and b != 1:
+            raise ValueError(
+                f"expected {names} whose batches broadcast, got {tuple(first)} and {tuple(second)}; {hint}"
+            )
 
 
 def check_num_samples(num_samples: Any, generator: Any) -> None:

@@ -260,14 +260,18 @@ def scaled_logarithm_functions(
     near = x < 1.0
     x_near, x_far = below_and_above(x, 1.0)
     p, q, r = scaled_exponential_functions(a, x_near)
-    n = p.square() + x_near * q.square()
+    # As ratios to p, which is positive for theta below 1: the squares of p and q overflow from e^44 on in float32.
+    q, r = q / p, r / p
+    n = 1.0 + x_near * q.square()
     c, s = half_angle(x_far)
     growth = a.exp()
-    u, v = a.expm1() - growth * (2.0 * x_far * s.square()), growth * (2.0 * s * c)
-    m = u.square() + x_far * v.square()
+    # For the same reason; it drops out of the result and its derivatives. At ordinary sizes it would cost a rounding.
+    size = torch.where(growth > 1e8, growth, torch.ones_like(growth)).detach()
+    u, v = (a.expm1() - growth * (2.0 * x_far * s.square())) / size, growth / size * (2.0 * s * c)
+    m = (u.square() + x_far * v.square()) * size
     across = (a * u + x_far * v) / m
     return (
-        torch.where(near, p / n, across),
-        torch.where(near, -q / n, (u - a * v) / m),
-        torch.where(near, (q.square() - p * r) * on_axis / n, (on_axis - across) / x_far),
+        torch.where(near, 1.0 / (p * n), across),
+        torch.where(near, -q / (p * n), (u - a * v) / m),
+        torch.where(near, (q.square() - r) * on_axis / n, (on_axis - across) / x_far),
     )

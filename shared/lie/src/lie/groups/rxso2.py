@@ -41,7 +41,9 @@ class RxSO2(LieGroup):
     def inverse(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The complex reciprocal: the transpose over the squared dilation."""
         self._check_element(g)
-        return g.mT / g[..., :1, :].square().sum(-1, keepdim=True)
+        x, y = g[..., :1, :1], g[..., 1:2, :1]
+        size = torch.hypot(x, y)  # whose square may leave the range of the dtype, as those of x and y may
+        return g.mT / size / size
 
     def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The rotation with dilation nearest to ``g``; NaN for a reflection or a singular matrix."""

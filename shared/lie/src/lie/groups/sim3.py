@@ -53,9 +53,9 @@ class Sim3(LieGroup):
         """The coordinates with rotation vector of length at most pi."""
         self._check_element(g)
         linear, t = g[..., :3, :3], components(g[..., :3, 3])
-        dilation = _squared_dilation(linear)  # (..., 1)
-        sigma = 0.5 * dilation.log()
-        w, squared = vector_from_quaternion(quaternion(components(linear.flatten(-2)), dilation.sqrt()))
+        dilation = _dilation(linear)
+        sigma = dilation.log().squeeze(-1)  # (..., 1)
+        w, squared = vector_from_quaternion(quaternion(components((linear / dilation).flatten(-2))))
         p, q, r = scaled_logarithm_functions(sigma, squared)
         along = r * (w[0] * t[0] + w[1] * t[1] + w[2] * t[2])
         across = cross(w, t)
@@ -65,7 +65,8 @@ class Sim3(LieGroup):
         """The inverse similarity, ``(M^-1, -M^-1 t)`` with ``M^-1 = M^T / s^2``."""
         self._check_element(g)
         linear = g[..., :3, :3]
-        inverse = linear.mT / _squared_dilation(linear).unsqueeze(-1)
+        dilation = _dilation(linear)
+        inverse = linear.mT / dilation / dilation
         return affine_matrix(inverse, -(inverse @ g[..., :3, 3:]).squeeze(-1))
 
     def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
@@ -74,7 +75,7 @@ class Sim3(LieGroup):
         return affine_matrix(nearest_similarity(g[..., :3, :3]), g[..., :3, 3])
 
     def _renormalised(self, g: Tensor) -> Tensor:
-        size = _squared_dilation(g[..., :3, :3]).sqrt().unsqueeze(-1)
+        size = _dilation(g[..., :3, :3])
         return affine_matrix(size * one_newton_step(g[..., :3, :3] / size), g[..., :3, 3])
 
     def _sample(self, *shape: int, **options: Any) -> Float[Tensor, "*shape m m"]:
@@ -98,6 +99,8 @@ class Sim3(LieGroup):
         return orbit.new_zeros(*orbit.shape[:-1], 3)
 
 
-def _squared_dilation(linear: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 1"]:
-    """The square of the factor s of ``s R``, from all nine entries: their squares sum to 3 s^2."""
-    return linear.flatten(-2).square().sum(-1, keepdim=True) / 3.0
+def _dilation(linear: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 1 1"]:
+    """The factor s of ``s R``, from all nine entries: their squares sum to 3 s^2."""
+    # Scaled, because the square of a tiny or huge entry leaves the range of the dtype.
+    scale = linear.detach().abs().amax((-2, -1), keepdim=True)
+    return ((linear / scale).square().sum((-2, -1), keepdim=True) / 3.0).sqrt() * scale

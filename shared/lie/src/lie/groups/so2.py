@@ -46,6 +46,10 @@ class SO2(LieGroup):
         self._check_element(g)
         return g.mT.clone()
 
+    def _relative(self, u: Tensor, v: Tensor) -> Tensor:
+        """As for every group, without a copy of the transpose."""
+        return self.log(v.mT @ u)
+
     def normalise(self, g: Float[Tensor, "*batch m m"]) -> Float[Tensor, "*batch m m"]:
         """The rotation nearest to ``g``; NaN for a reflection or a singular matrix."""
         self._check_element(g)
