@@ -10,7 +10,7 @@ from lie.groups import SE2, SE3, SO2, Heisenberg, LieGroup, RxSO2, RxSQ, Sim2, T
 from lie.testing import assert_equivariant, check_group
 from lieconv import LieConv, LieResNet, build_geometry, density_weights, farthest_points
 from lieconv.geometry import kernel_dim, subsample
-from lieconv.geometry.lifts import varying_entries
+from lieconv.geometry.element_lift import varying_entries
 from lieconv.geometry.subsample import first_points
 from lieconv.nn import Neighbourhood
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from lie.groups import LieGroup
 from torch import Tensor
 
-from lieconv.geometry.lifts import check_group, check_numbers
+from lieconv.geometry.checks import check_group, check_numbers
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,20 @@ def cloud_of(
     return Cloud(coords, mask, batch.long(), count, None, _check_cell(cell, count, coords), full)
 
 
+def chosen_points(
+    cloud: Cloud, index: Int[Tensor, " M"], shape: tuple[int, int] | None, mask: Bool[Tensor, " M"] | None
+) -> Cloud:
+    """The points of a cloud with these numbers, in layout ``shape``; without a mask all are as valid as they were."""
+    coords, valid = cloud.coords[index], cloud.mask[index]
+    full = cloud.full
+    if mask is not None:
+        valid = valid & mask
+        full = all_valid(valid)
+        if not full:
+            coords = coords.masked_fill(~valid.unsqueeze(-1), 0.0)
+    return Cloud(coords, valid, cloud.sample[index], cloud.count, shape, cloud.cell, full)
+
+
 def all_valid(mask: Tensor) -> bool:
     """Whether a mask hides nothing, where looking does not make an accelerator wait."""
     plain = plain_values(mask) if mask.device.type == "cpu" else None

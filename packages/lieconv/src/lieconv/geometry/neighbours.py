@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
+from lie.groups import LieGroup
 from torch import Tensor
 
 from lieconv.geometry.cloud import Cloud, plain_values
-from lieconv.geometry.lifts import ElementLift, Lift
+from lieconv.geometry.metric import Metric
 from lieconv.geometry.periodic import check_one_image, nearest_images
 from lieconv.geometry.search import Space, ball_radius, nearest, random_within
 
@@ -32,7 +33,7 @@ _ROWS = 1 << 22  # group elements compared at once where a group has no Euclidea
 
 @dataclass(frozen=True)
 class Neighbourhoods:
-    """Who is near whom.
+    """k-nearest-neighbour lists with smooth cutoff weights.
 
     Fields:
         indices: neighbours of each of M points among P sources, (M, k).
@@ -42,7 +43,7 @@ class Neighbourhoods:
         squared_radius: of the window, (M, 1).
         squared_scale: square of a length of each neighbourhood that is smooth wherever the weights are, (M, 1): the
             given radius; without one three times the mean squared distance, which in a homogeneous ball is the squared
-            radius, and `Lift.squared_floor` more; in a crowd the window's radius.
+            radius, and `Metric.squared_floor` more; in a crowd the window's radius.
     """
 
     indices: Int[Tensor, "M k"]
@@ -57,6 +58,19 @@ class Neighbourhoods:
         """The fields, in order."""
         return (self.indices, self.weights, self.offsets, self.squared, self.squared_radius, self.squared_scale)
 
+    def rows(self, index: Int[Tensor, " M"], mask: Bool[Tensor, " M"]) -> Neighbourhoods:
+        """The neighbourhoods of the points with these numbers; those outside of the mask get weight zero."""
+        indices, weights, *others = (x.index_select(0, index) for x in self.tensors)
+        return Neighbourhoods(indices, weights * mask.unsqueeze(-1), *others)
+
+    def repeated(self, copies: int, step: int) -> Neighbourhoods:
+        """The neighbourhoods of ``copies`` samples of ``step`` sources, all equal to this one sample's."""
+        if copies == 1:
+            return self
+        block = torch.arange(copies, device=self.indices.device).repeat_interleave(len(self.indices))
+        indices, *others = (x.repeat(copies, *([1] * (x.ndim - 1))) for x in self.tensors)
+        return Neighbourhoods(indices + block.unsqueeze(1) * step, *others)
+
 
 def gather(values: Float[Tensor, "P *c"], indices: Int[Tensor, "M k"]) -> Float[Tensor, "M k *c"]:
     """``values[indices]``, by one index_select, whose gradient is one index_add."""
@@ -64,7 +78,7 @@ def gather(values: Float[Tensor, "P *c"], indices: Int[Tensor, "M k"]) -> Float[
 
 
 def find_neighbours(
-    lift: Lift,
+    metric: Metric,
     sources: Cloud,
     targets: Cloud,
     num_neighbors: int,
@@ -79,7 +93,7 @@ def find_neighbours(
     """The neighbours of ``targets`` among ``sources``.
 
     Args:
-        lift: says where neighbours are sought and how far two points are apart.
+        metric: says where neighbours are sought and how far two points are apart.
         sources, targets: points; the same cloud where points look for each other.
         num_neighbors: at most so many; the window closes at the next one.
         radius: no neighbour is further away than this; None for no such limit.
@@ -90,35 +104,37 @@ def find_neighbours(
         quadrature: how much each source counts, not negative, (P,); None counts all alike.
         generator: of the random choice.
     """
-    embedded = lift.embedding(sources), lift.embedding(targets)
-    ours, theirs = (Space(e, c.mask, c.sample, c.shape) for e, c in zip(embedded, (sources, targets), strict=True))
-    on_group = lift if isinstance(lift, ElementLift) and lift.searched_on_group else None
-    images = None
-    k = num_neighbors if at_random else num_neighbors + 1
+    embedded = metric.embedding(sources), metric.embedding(targets)
+    source_space, target_space = (
+        Space(points, cloud.mask, cloud.sample, cloud.shape)
+        for points, cloud in zip(embedded, (sources, targets), strict=True)
+    )
+    group, images = metric.search_group, None
+    k = num_neighbors if at_random else num_neighbors + 1  # one more, whose distance closes the window
     if sources.cell is not None:
-        indices, found, images = nearest_images(sources, targets, k)
-    elif on_group is not None:
+        indices, exists, images = nearest_images(sources, targets, k)
+    elif group is not None:
         assert elements is not None
-        indices, found = _nearest_on_group(on_group, sources, targets, *elements, k)
+        indices, exists = _nearest_on_group(group, sources, targets, *elements, k)
     elif at_random:
         assert radius is not None
-        indices, found = random_within(ours, theirs, radius, k, generator)
+        indices, exists = random_within(source_space, target_space, radius, k, generator)
     else:
-        indices, found = nearest(ours, theirs, k)
+        indices, exists = nearest(source_space, target_space, k)
     # A place without a neighbour has weight zero, but zero times what another sample holds may be NaN: it points to the
     # nearest instead, which comes first.
-    indices = torch.where(found, indices, indices[:, :1])
+    indices = torch.where(exists, indices, indices[:, :1])
     offsets = gather(sources.coords, indices) - targets.coords.unsqueeze(1)  # (M, k, d)
     if images is not None and sources.cell is not None:
         offsets = offsets + (images.unsqueeze(-2) @ sources.cell[targets.sample].unsqueeze(1)).squeeze(-2)
-    if on_group is not None:
+    if group is not None:
         assert elements is not None
         (v, r), (u, q) = elements
-        there = gather(v, indices), gather(r, indices)
-        squared = on_group.group.distance(u.unsqueeze(1), there[0], q.unsqueeze(1), there[1]).square()
+        near, near_orbits = gather(v, indices), gather(r, indices)
+        squared = group.distance(u.unsqueeze(1), near, q.unsqueeze(1), near_orbits).square()
     else:
-        squared = lift.squared(embedded[1].unsqueeze(1), gather(embedded[0], indices), offsets)
-    window = _window(squared, found, num_neighbors, radius, at_random, lift.squared_floor)
+        squared = metric.squared(embedded[1].unsqueeze(1), gather(embedded[0], indices), offsets)
+    window = _window(squared, exists, num_neighbors, radius, at_random, metric.squared_floor)
     if smooth and (sources.shape is None or sources.shape[1] > num_neighbors):
         _check_complete(window.cut & targets.mask.unsqueeze(-1), targets, num_neighbors, radius)
     if smooth and sources.cell is not None:
@@ -187,23 +203,23 @@ class _Window:
 
 def _window(
     squared: Tensor,
-    found: Bool[Tensor, "M k"],
+    exists: Bool[Tensor, "M k"],
     num_neighbors: int,
     radius: Tensor | None,
     at_random: bool,
     squared_floor: float,
 ) -> _Window:
     k = num_neighbors if at_random or squared.shape[1] > num_neighbors else squared.shape[1]
-    inside, valid = squared[:, :k], found[:, :k]
-    within = torch.where(found, squared, torch.zeros_like(squared))
+    inside, valid = squared[:, :k], exists[:, :k]
+    within = torch.where(exists, squared, torch.zeros_like(squared))
     farthest = within.amax(-1, keepdim=True) if squared.shape[1] else squared.new_zeros(len(squared), 1)
-    crowded = torch.zeros_like(found[:, :1]) if at_random else found[:, k:].any(-1, keepdim=True)
+    crowded = torch.zeros_like(exists[:, :1]) if at_random else exists[:, k:].any(-1, keepdim=True)
     ball = None if radius is None else radius.square().expand_as(farthest)
     if ball is None:
         # The first point outside sets the radius; without one, twice the farthest point inside.
         limit, closes = torch.where(crowded, farthest, 2.0 * farthest), crowded & (farthest > 0)
         # A mean is smooth where a maximum is not: when the two farthest points change places.
-        mean = within.sum(-1, keepdim=True) / found.sum(-1, keepdim=True).clamp(min=1)
+        mean = within.sum(-1, keepdim=True) / exists.sum(-1, keepdim=True).clamp(min=1)
         scale = torch.where(crowded, farthest, 3.0 * mean) + squared_floor
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         cut = crowded
@@ -222,7 +238,7 @@ def _window(
 
 
 def _nearest_on_group(
-    lift: ElementLift,
+    group: LieGroup,
     sources: Cloud,
     targets: Cloud,
     source_elements: tuple[Tensor, Tensor],
@@ -232,24 +248,24 @@ def _nearest_on_group(
     """The nearest by the group's own distance, a block of rows at a time: no (M, P, dim) tensor is held."""
     with torch.no_grad():
         (v, r), (u, q) = source_elements, target_elements
-        rows = max(1, _ROWS // max(1, len(v) * lift.group.matrix_dim**2))
-        indices, found = [], []
+        rows = max(1, _ROWS // max(1, len(v) * group.matrix_dim**2))
+        indices, exists = [], []
         count = min(k, len(v))
         for start in range(0, len(u), rows):
             part = slice(start, start + rows)
-            distance = lift.group.distance(u[part, None], v[None], q[part, None], r[None])
+            distance = group.distance(u[part, None], v[None], q[part, None], r[None])
             other = (targets.sample[part].unsqueeze(1) != sources.sample) | ~sources.mask
             best, columns = distance.masked_fill(other, torch.inf).topk(count, dim=-1, largest=False)
-            exists = torch.isfinite(best)
-            columns = torch.where(exists, columns, torch.zeros_like(columns))
+            finite = torch.isfinite(best)
+            columns = torch.where(finite, columns, torch.zeros_like(columns))
             indices.append(torch.nn.functional.pad(columns, (0, k - count)))
-            found.append(torch.nn.functional.pad(exists, (0, k - count)))
+            exists.append(torch.nn.functional.pad(finite, (0, k - count)))
         if not indices:
             none = torch.zeros(0, k, dtype=torch.long, device=v.device)
             return none, none.bool()
-        return torch.cat(indices), torch.cat(found)
+        return torch.cat(indices), torch.cat(exists)
 
 
-def fill_radius(lift: Lift, sources: Cloud, fraction: float) -> Float[Tensor, ""]:
+def fill_radius(metric: Metric, sources: Cloud, fraction: float) -> Float[Tensor, ""]:
     """The radius of a ball that holds ``fraction`` of the points of a sample, on average over points."""
-    return ball_radius(Space(lift.embedding(sources), sources.mask, sources.sample, sources.shape), fraction)
+    return ball_radius(Space(metric.embedding(sources), sources.mask, sources.sample, sources.shape), fraction)

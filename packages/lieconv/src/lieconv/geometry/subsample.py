@@ -21,16 +21,11 @@ from jaxtyping import Bool, Float, Int
 from lie.groups import LieGroup
 from torch import Tensor
 
+from lieconv.geometry.checks import check_flags, check_generator, check_group, check_numbers
 from lieconv.geometry.cloud import Cloud, cloud_of, plain_values
-from lieconv.geometry.lifts import (
-    ElementLift,
-    Lift,
-    check_flags,
-    check_generator,
-    check_group,
-    check_numbers,
-    make_lift,
-)
+from lieconv.geometry.element_lift import ElementLift
+from lieconv.geometry.lift import Lift
+from lieconv.geometry.lifts import make_lift
 from lieconv.geometry.neighbours import find_neighbours
 from lieconv.geometry.periodic import minimum_image_distances
 from lieconv.geometry.search import numbers
@@ -74,8 +69,22 @@ def farthest_points(
     check_flags(at_random=at_random)
     check_generator(generator)
     cloud = cloud_of(group, coords, mask, batch=batch, cell=cell)
+    return farthest_of(group, cloud, fraction=fraction, at_random=at_random, elements=elements, generator=generator)
+
+
+@torch.no_grad()
+def farthest_of(
+    group: LieGroup,
+    cloud: Cloud,
+    *,
+    fraction: float,
+    at_random: bool,
+    elements: tuple[Tensor, Tensor] | None,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, tuple[int, int], Tensor]:
+    """`farthest_points` of points and options that are checked already."""
     lift = _search_lift(group)
-    if not (isinstance(lift, ElementLift) and lift.searched_on_group):
+    if lift.search_group is None:
         elements = None  # distances are those of an embedding
     elif elements is None:
         elements = lift.elements(cloud.coords, generator)
@@ -87,7 +96,7 @@ def farthest_points(
     wanted = _wanted(fraction, counts)
     most = max(1, math.ceil(fraction * N))
     if at_random:
-        score = torch.rand(B, N, generator=generator, device=coords.device)
+        score = torch.rand(B, N, generator=generator, device=cloud.coords.device)
     else:
         both = None if elements is None else (elements, elements)
         alone = find_neighbours(lift, cloud, cloud, min(8, max(1, N - 1)), elements=both)
@@ -104,7 +113,7 @@ def farthest_points(
             )
         if index is None:
             index = _one_after_another(_euclidean(points), valid, first, most)
-    kept = torch.arange(most, device=coords.device) < wanted.unsqueeze(1)
+    kept = torch.arange(most, device=cloud.coords.device) < wanted.unsqueeze(1)
     return place.gather(1, index).flatten(), (B, most), kept.flatten()
 
 

@@ -12,11 +12,14 @@ from lie.groups import LieGroup
 from torch import Tensor, nn
 from torch.utils._pytree import register_pytree_node
 
-from lieconv.geometry import Geometry, farthest_points
-from lieconv.geometry.cloud import all_valid
-from lieconv.geometry.geometry import lifted_elements
-from lieconv.geometry.lifts import Coordinates, ElementLift, LiftName, check_flags, check_numbers
-from lieconv.geometry.subsample import check_fraction, first_points
+from lieconv.geometry import Geometry
+from lieconv.geometry.build import check_quadrature
+from lieconv.geometry.checks import check_flags, check_numbers
+from lieconv.geometry.cloud import Cloud, chosen_points
+from lieconv.geometry.geometry import element_rows
+from lieconv.geometry.lift import Coordinates, LiftName
+from lieconv.geometry.request import Targets
+from lieconv.geometry.subsample import check_fraction, farthest_of, first_points
 from lieconv.nn.blocks import BottleneckBlock, pool
 from lieconv.nn.conv import LieConv
 from lieconv.nn.layout import check_geometry, check_values, check_weights, laid_out, rows_of
@@ -50,15 +53,21 @@ register_pytree_node(
 
 @dataclass(frozen=True)
 class _Level:
-    """The points of one resolution."""
+    """The points of one resolution.
 
-    coords: Tensor
-    mask: Tensor | None
-    batch: Tensor | None
+    Fields:
+        cloud: the points, checked.
+        quadrature: their weights, flat, (P,).
+        features: invariant features for their frames, (S, P, 2) for S sets of features.
+        elements: group elements and orbit ids, with sampled lifts and groups of other kinds.
+        spread: whether the points are in the order of farthest-point sampling.
+    """
+
+    cloud: Cloud
     quadrature: Tensor | None
     features: Tensor | None
     elements: tuple[Tensor, Tensor] | None
-    spread: bool = False  # whether the points are in the order of farthest-point sampling
+    spread: bool = False
 
 
 class LieResNet(nn.Module):
@@ -217,11 +226,11 @@ class LieResNet(nn.Module):
         else:
             check_values(coords, values, self.in_channels)
             check_weights(values, self.embed.weight)
-            fits = isinstance(mask, Tensor) and mask.shape == coords.shape[:-1] and mask.device == coords.device
-            if mask is not None and fits and mask.dtype == torch.bool:  # else the geometry says what is wrong
+            cloud = self._stem_neighbourhood.cloud(coords, mask, batch=batch, cell=cell)
+            if mask is not None:
                 values = torch.where(mask.unsqueeze(-1), values, torch.zeros_like(values))
             features = None if self.frame_features is None else self.frame_features(values)
-            plan = self._resolutions(coords, mask, batch, cell, quadrature, features)
+            plan = self._resolutions(cloud, quadrature, features)
         rows = rows_of(plan.stem, plan.stem.spread(values), self.in_channels)  # (S, P, c)
         x = self.embed(rows) + self.stem.from_rows(plan.stem, rows)
         for block, geometry in zip(self.blocks, plan.blocks, strict=True):
@@ -259,32 +268,42 @@ class LieResNet(nn.Module):
                 f"with the exact lift of {self.group!r} the geometry depends on the values too (they tell symmetric "
                 f"neighbourhoods apart): give the network coords and values, or choose lift='sampled'"
             )
-        return self._resolutions(coords, mask, batch, cell, quadrature, None)
+        cloud = self._stem_neighbourhood.cloud(coords, mask, batch=batch, cell=cell)
+        return self._resolutions(cloud, quadrature, None)
 
-    def _resolutions(
-        self,
-        coords: Tensor,
-        mask: Tensor | None,
-        batch: Tensor | None,
-        cell: Tensor | None,
-        quadrature: Tensor | None,
-        features: Tensor | None,
-    ) -> Resolutions:
-        level = _Level(coords, mask, batch, quadrature, features, self._elements(coords, mask))
-        stem = self._geometry(0, level, cell)
+    @property
+    def _stem_neighbourhood(self) -> Neighbourhood:
+        return self.neighbourhoods[0]  # type: ignore[return-value]
+
+    def _resolutions(self, cloud: Cloud, quadrature: Tensor | None, features: Tensor | None) -> Resolutions:
+        level = self._first_level(cloud, quadrature, features)
+        stem = self._geometry(0, level)
         geometry: Geometry | None = stem  # of all points of the level; None until something asks for it
         depth, blocks = 0, []
         for fraction in self.fractions:
             if fraction < 1.0:
-                kept, level = self._coarser(depth, level, fraction, cell, geometry)
+                block_geometry, level = self._coarser(depth, level, fraction, geometry)
                 depth, geometry = depth + 1, None
             else:
-                kept = geometry = self._geometry(depth, level, cell) if geometry is None else geometry
-            blocks.append(kept)
+                block_geometry = geometry = self._geometry(depth, level) if geometry is None else geometry
+            blocks.append(block_geometry)
         last = None
         if self.readout is not None:
-            last = self._geometry(depth, level, cell) if geometry is None else geometry
+            last = self._geometry(depth, level) if geometry is None else geometry
         return Resolutions(stem, tuple(blocks), last)
+
+    def _first_level(self, cloud: Cloud, quadrature: Tensor | None, features: Tensor | None) -> _Level:
+        if quadrature is not None:
+            quadrature = check_quadrature(quadrature, cloud)
+        if features is not None:
+            # One set of features, or, for shared coordinates, one for each sample.
+            features = features.unsqueeze(0) if features.ndim == 2 else features
+            if features.shape[:2] == cloud.shape:
+                features = features.flatten(0, 1).unsqueeze(0)
+        # Elements are drawn once and kept at every resolution.
+        neighbourhood = self._stem_neighbourhood
+        elements = neighbourhood.point_lift.elements(cloud.coords, neighbourhood.random(cloud.coords.device))
+        return _Level(cloud, quadrature, features, elements)
 
     def _check_resolutions(self, known: Resolutions, mask: Tensor | None, options: dict[str, Any]) -> None:
         check_geometry(known.stem, mask, options, self.stem.kernel.first.in_features)
@@ -317,74 +336,61 @@ class LieResNet(nn.Module):
         y = laid_out(geometry, geometry.gather_samples(y.flatten(-2)), per_point=True)
         return y.unflatten(-1, shape)
 
-    def _geometry(self, depth: int, level: _Level, cell: Tensor | None, **more: Any) -> Geometry:
-        return self.neighbourhoods[depth](
-            level.coords,
-            level.mask,
-            batch=level.batch,
-            cell=cell,
+    def _geometry(self, depth: int, level: _Level, targets: Targets | None = None) -> Geometry:
+        neighbourhood: Neighbourhood = self.neighbourhoods[depth]  # type: ignore[assignment]
+        return neighbourhood.from_cloud(
+            level.cloud,
+            targets,
             quadrature=level.quadrature,
-            frame_features=level.features,
+            frame_features=None if level.features is None else level.features.flatten(0, 1),
             elements=level.elements,
-            **more,
         )
 
     def _coarser(
-        self, depth: int, level: _Level, fraction: float, cell: Tensor | None, geometry: Geometry | None
+        self, depth: int, level: _Level, fraction: float, geometry: Geometry | None
     ) -> tuple[Geometry, _Level]:
-        """The geometry from a level to its well spread points, part of that of all where it is known; these points."""
+        """Subsample a level.
+
+        Args:
+            depth: number of subsamplings before this one.
+            level: the points.
+            fraction: of them to keep.
+            geometry: of all points of the level, of which the result is then a part; None where it is not computed.
+
+        Returns:
+            The geometry from all points to the kept ones, and the kept points.
+        """
+        cloud, elements = level.cloud, level.elements
         if level.spread:
-            points = (level.coords.shape[0], level.coords.shape[1])
-            index, shape, kept = first_points(points, level.mask, fraction, level.coords.device)
+            assert cloud.shape is not None
+            mask = None if cloud.full else cloud.mask.view(cloud.shape)
+            index, shape, valid = first_points(cloud.shape, mask, fraction, cloud.coords.device)
         else:
-            index, shape, kept = farthest_points(
+            index, shape, valid = farthest_of(
                 self.group,
-                level.coords,
-                level.mask,
-                batch=level.batch,
-                cell=cell,
+                cloud,
                 fraction=fraction,
                 at_random=self.training and self.random_start,
-                elements=self._one_each(level.elements),
+                elements=self._one_each(elements),
                 generator=self.generator,
             )
-        full = level.batch is None and (level.mask is None or all_valid(level.mask))
-        where: dict[str, Any] = {"target_shape": shape, "target_mask": None if full else kept}
+        # Samples of one size keep equally many points, and none is padding. Ragged ones become a padded batch.
+        target_mask = None if cloud.shape is not None and cloud.full else valid
+        coarse = chosen_points(cloud, index, shape, target_mask)
         if geometry is None:
-            geometry = self._geometry(depth, level, cell, targets=index, **where)
+            geometry = self._geometry(depth, level, Targets(coarse, index))
         else:
-            geometry = geometry.restricted(index, **where)
-        d = level.coords.shape[-1]
-        coords = level.coords.reshape(-1, d)[index].view(*shape, d)
-        mask = None if full else (kept if level.mask is None else level.mask.reshape(-1)[index] & kept).view(shape)
-        quadrature = None if level.quadrature is None else level.quadrature.reshape(-1)[index].view(shape)
-        features = level.features
-        if features is not None:
-            P = level.coords.numel() // d
-            rows = features.reshape(features.numel() // (2 * P) if P else 1, P, 2)  # (S, P, 2)
-            features = rows[:, index]
-            features = features.reshape(*shape, 2) if len(rows) == 1 else features
-        elements = level.elements
+            geometry = geometry.restricted(index, target_shape=shape, target_mask=target_mask)
+        quadrature = None if level.quadrature is None else level.quadrature[index] * coarse.mask
+        features = None if level.features is None else level.features[:, index]
         if elements is not None:
-            every = (
-                index.unsqueeze(1) * self.num_samples + torch.arange(self.num_samples, device=index.device)
-            ).flatten()
-            elements = elements[0][every], elements[1][every]
-        return geometry, _Level(coords, mask, None, quadrature, features, elements, spread=True)
+            rows = element_rows(index, self.num_samples)
+            elements = elements[0][rows], elements[1][rows]
+        return geometry, _Level(coarse, quadrature, features, elements, spread=True)
 
     def _one_each(self, elements: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
         """The first of the elements of each point."""
         return None if elements is None else (elements[0][:: self.num_samples], elements[1][:: self.num_samples])
-
-    def _elements(self, coords: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """The group elements of the points, drawn once and kept at every resolution."""
-        first: Neighbourhood = self.neighbourhoods[0]  # type: ignore[assignment]
-        if not isinstance(first.made, ElementLift) or coords.ndim < 2 or not coords.is_floating_point():
-            return None
-        if self.group.point_dim not in (None, coords.shape[-1]):
-            return None  # the geometry says what is wrong
-        mask = mask if mask is not None and mask.shape == coords.shape[:-1] else None
-        return lifted_elements(self.group, coords, mask, self.num_samples, first.random(coords.device))
 
 
 def _checked_pool(pool: Any) -> Literal["mean", "sum", False]:

@@ -10,7 +10,8 @@ from lie.groups import LieGroup
 from torch import Tensor, nn
 
 from lieconv.geometry import Geometry
-from lieconv.geometry.lifts import Coordinates, LiftName, check_numbers
+from lieconv.geometry.checks import check_numbers
+from lieconv.geometry.lift import Coordinates, LiftName
 from lieconv.nn.conv import LieConv
 from lieconv.nn.kernel import Standardise
 from lieconv.nn.layout import check_geometry, check_weights, laid_out, rows_of

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lieconv.geometry import Geometry, kernel_dim
-from lieconv.geometry.lifts import Coordinates, LiftName, check_numbers
+from lieconv.geometry.checks import check_numbers
+from lieconv.geometry.lift import Coordinates, LiftName
 from lieconv.geometry.neighbours import gather
 from lieconv.nn.kernel import KernelNetwork, Standardise
 from lieconv.nn.layout import check_geometry, check_values, check_weights, laid_out, rows_of

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lieconv.geometry import Geometry
-from lieconv.geometry.lifts import check_numbers
+from lieconv.geometry.checks import check_numbers
 from lieconv.nn.layout import check_weights
 from lieconv.nn.processes import over_processes
 

@@ -1,4 +1,4 @@
-"""How a layer or network chooses neighbours: the options, and the radius that a fill fraction has learnt."""
+"""How a layer or network chooses neighbours: the options, and the radius measured for a fill fraction."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from lie.groups import LieGroup
 from torch import Tensor, nn
 
 from lieconv.geometry import Geometry, build_geometry
-from lieconv.geometry.cloud import cloud_of
-from lieconv.geometry.geometry import check_neighbourhood, check_smooth
-from lieconv.geometry.lifts import Coordinates, FrameLift, LiftName, check_flags, check_generator, make_lift
+from lieconv.geometry.build import check_cell_group, check_choice, geometry_of
+from lieconv.geometry.checks import check_flags, check_generator
+from lieconv.geometry.cloud import Cloud, cloud_of
+from lieconv.geometry.lift import Coordinates, LiftName
+from lieconv.geometry.lifts import make_lift
 from lieconv.geometry.neighbours import fill_radius
+from lieconv.geometry.request import Targets
 
 
 class Neighbourhood(nn.Module):
-    """Builds the geometry of a batch by one set of options.
+    """Build the geometry of each batch with one set of options.
 
     With ``fill`` the radius that holds this fraction of the points is measured on every training batch and averaged
     over batches; evaluation uses the average, a buffer. Nothing waits for an accelerator.
@@ -50,17 +53,15 @@ class Neighbourhood(nn.Module):
         super().__init__()
         check_flags(smooth=smooth, **({} if at_random is None else {"at_random": at_random}))
         check_generator(generator)
-        made = make_lift(group, lift, coordinates, num_samples)
-        check_neighbourhood(made, group, num_neighbors, radius, fill, bool(at_random), None)
-        if smooth:
-            check_smooth(made, group, radius, fill, bool(at_random))
+        self.point_lift = make_lift(group, lift, coordinates, num_samples)
+        check_choice(self.point_lift, num_neighbors, radius, fill, at_random=bool(at_random), smooth=smooth)
         self.at_random = fill is not None if at_random is None else at_random
         self.draws_in_cells = at_random is True  # refused; by default cells take the nearest
         self.smooth = smooth
         self.group, self.num_neighbors, self.radius, self.fill = group, num_neighbors, radius, fill
         self.lift: LiftName = lift
         self.coordinates: Coordinates = coordinates
-        self.num_samples, self.generator, self.made = num_samples, generator, made
+        self.num_samples, self.generator = num_samples, generator
         if fill is not None:
             self.register_buffer("batches", torch.zeros((), dtype=torch.long))
             self.register_buffer("fill_radius", torch.zeros(()))
@@ -68,24 +69,20 @@ class Neighbourhood(nn.Module):
     @property
     def uses_features(self) -> bool:
         """Whether frames can be weighed by invariant features of the points."""
-        if not isinstance(self.made, FrameLift) or self.made.about_centre:
-            return False
-        # Turns of the plane about a fixed centre: the point itself is the frame.
-        return self.made.structure.rotations > int(not self.made.structure.moves_plane)
+        return self.point_lift.uses_features
 
     def forward(self, coords: Tensor, mask: Tensor | None = None, **options: Any) -> Geometry:
-        """The geometry; further options are those of `lieconv.build_geometry`."""
+        """The geometry of points; further options are those of `lieconv.build_geometry`."""
         radius: float | Tensor | None = self.radius
         if self.fill is not None:
-            radius = self._filled(coords, mask, options.get("batch"))
-        at_random = self.training and self.at_random and (options.get("cell") is None or self.draws_in_cells)
+            radius = self._average_radius(cloud_of(self.group, coords, mask, batch=options.get("batch")))
         return build_geometry(
             self.group,
             coords,
             mask,
             num_neighbors=self.num_neighbors,
             radius=radius,
-            at_random=at_random,
+            at_random=self._draws(in_cell=options.get("cell") is not None),
             smooth=self.smooth,
             lift=self.lift,
             coordinates=self.coordinates,
@@ -94,22 +91,65 @@ class Neighbourhood(nn.Module):
             **options,
         )
 
+    def cloud(
+        self, coords: Tensor, mask: Tensor | None = None, *, batch: Tensor | None = None, cell: Tensor | None = None
+    ) -> Cloud:
+        """Check a batch of points once, for any number of calls of `from_cloud`; arguments as of `build_geometry`."""
+        if cell is not None:
+            check_cell_group(self.group, at_random=self._draws(in_cell=True))
+        return cloud_of(self.group, coords, mask, batch=batch, cell=cell)
+
+    def from_cloud(
+        self,
+        sources: Cloud,
+        targets: Targets | None = None,
+        *,
+        quadrature: Tensor | None = None,
+        frame_features: Tensor | None = None,
+        elements: tuple[Tensor, Tensor] | None = None,
+    ) -> Geometry:
+        """The geometry of points that are checked already, at ``targets`` or at all of them.
+
+        Args:
+            sources: points, as of `cloud`.
+            targets: where to evaluate; None for the sources.
+            quadrature, frame_features, elements: of the sources, as of `lieconv.geometry.request.Request`.
+        """
+        return geometry_of(
+            self.point_lift,
+            sources,
+            Targets(sources, None) if targets is None else targets,
+            num_neighbors=self.num_neighbors,
+            radius=self.radius if self.fill is None else self._average_radius(sources),
+            at_random=self._draws(in_cell=sources.cell is not None),
+            smooth=self.smooth,
+            quadrature=quadrature,
+            frame_features=frame_features,
+            elements=elements,
+            generator=self.random(sources.coords.device),
+        )
+
     def random(self, device: torch.device) -> torch.Generator | None:
         """The generator of this call: while training the one given, in evaluation a fresh one of a fixed seed."""
         if self.training or self.lift == "exact":
             return self.generator
         return torch.Generator(device).manual_seed(0)
 
-    def _filled(self, coords: Tensor, mask: Tensor | None, batch: Tensor | None) -> Tensor:
+    def _draws(self, *, in_cell: bool) -> bool:
+        """Whether this call draws neighbours at random."""
+        return self.training and self.at_random and (not in_cell or self.draws_in_cells)
+
+    def _average_radius(self, cloud: Cloud) -> Tensor:
+        """The radius that holds the fill fraction: averaged over training batches, this one included in training."""
         assert self.fill is not None
-        known = self.batches > 0
+        measured_before = self.batches > 0  # a tensor: a Python branch would wait for an accelerator
         if not self.training:
-            measured = fill_radius(self.made, cloud_of(self.group, coords, mask, batch=batch), self.fill)
-            return torch.where(known, self.fill_radius.to(measured), measured)
+            measured = fill_radius(self.point_lift, cloud, self.fill)
+            return torch.where(measured_before, self.fill_radius.to(measured), measured)
         with torch.no_grad():
-            measured = fill_radius(self.made, cloud_of(self.group, coords, mask, batch=batch), self.fill)
-            here = measured.to(self.fill_radius)
-            self.fill_radius.copy_(torch.where(known, self.fill_radius.lerp(here, 0.1), here))
+            measured = fill_radius(self.point_lift, cloud, self.fill)
+            of_batch = measured.to(self.fill_radius)
+            self.fill_radius.copy_(torch.where(measured_before, self.fill_radius.lerp(of_batch, 0.1), of_batch))
             self.batches.add_(1)
         return self.fill_radius.to(measured)
 

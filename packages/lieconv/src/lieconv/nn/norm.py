@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lieconv.geometry.lifts import check_flags, check_numbers
+from lieconv.geometry.checks import check_flags, check_numbers
 from lieconv.nn.layout import check_weights
 from lieconv.nn.processes import many_processes, over_processes
 

@@ -18,7 +18,8 @@ from lie.groups import LieGroup, affine_structure
 from torch import Tensor, nn
 
 from lieconv.geometry import Geometry, kernel_dim
-from lieconv.geometry.lifts import Coordinates, LiftName, check_flags, check_group, check_numbers
+from lieconv.geometry.checks import check_flags, check_group, check_numbers
+from lieconv.geometry.lift import Coordinates, LiftName
 from lieconv.geometry.neighbours import gather
 from lieconv.nn.kernel import KernelNetwork, Standardise
 from lieconv.nn.layout import check_geometry, check_weights, rows_of
