@@ -11,13 +11,18 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import matplotlib
 import torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lieconv.geometry.neighbours import Neighbourhoods
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -185,7 +190,64 @@ def _textbook_logarithm(R: Tensor) -> Tensor:
     return factor.unsqueeze(-1) * torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], -1)
 
 
+def frames() -> Figure:
+    """The neighbourhood of a point with its soft frame, and the frame as a neighbourhood passes through symmetry."""
+    torch.manual_seed(2)
+    figure, (plane, fading) = plt.subplots(1, 2, figsize=(8.4, 3.4), layout="constrained")
+    points = torch.rand(1, 60, 2)
+    centre = int((points[0] - 0.5).square().sum(-1).argmin())
+    near, frame = _neighbours_and_frame(points, centre, num_neighbors=16)
+    middle = points[0, centre]
+    plane.plot(*points[0].T.tolist(), "o", color="0.8", markersize=4)
+    colours = plane.scatter(*(middle + near.offsets[centre]).T.tolist(), c=near.weights[centre], zorder=2)
+    figure.colorbar(colours, ax=plane, label="window weight")
+    plane.add_patch(
+        Circle(
+            (float(middle[0]), float(middle[1])), float(near.squared_radius[centre].sqrt()), fill=False, linestyle=":"
+        )
+    )
+    for axis in frame.T:
+        arrow = {"arrowstyle": "->", "color": "tab:red", "linewidth": 1.8}
+        plane.annotate("", tuple((middle + 0.2 * axis).tolist()), tuple(middle.tolist()), arrowprops=arrow)
+    plane.set(aspect="equal", xlabel="x", ylabel="y", title="neighbourhood and soft frame")
+
+    angles = torch.arange(6) * math.pi / 3
+    hexagon = torch.cat([torch.zeros(1, 2), torch.stack([angles.cos(), angles.sin()], -1)])
+    displacements = torch.linspace(-0.6, 0.6, 241)
+    moved = hexagon.repeat(len(displacements), 1, 1)
+    moved[:, 1, 1] += displacements
+    soft = torch.stack([_neighbours_and_frame(x[None], 0, num_neighbors=7, radius=2.0)[1][:, 0] for x in moved])
+    fading.plot(
+        displacements, torch.nn.functional.normalize(soft, dim=-1)[:, 1], "--", color="0.5", label="unit vector"
+    )
+    fading.plot(displacements, soft[:, 1], color="tab:red", label="soft frame")
+    fading.set(xlabel="displacement of one corner of a hexagon", ylabel="y of the first axis", title="where it fades")
+    fading.legend(frameon=False)
+    return figure
+
+
+def _neighbours_and_frame(
+    points: Tensor, index: int, *, num_neighbors: int, radius: float | None = None
+) -> tuple[Neighbourhoods, Tensor]:
+    """Neighbourhoods of points (1, N, 2) as SE(2) sees them, and the soft frame (2, 2) of one of the points."""
+    from lie.groups import SE2
+    from lieconv.geometry.cloud import cloud_of
+    from lieconv.geometry.frame_lift import FrameLift
+    from lieconv.geometry.frames import local_frames
+    from lieconv.geometry.lifts import make_lift
+    from lieconv.geometry.neighbours import find_neighbours
+
+    lift = make_lift(SE2(), "exact", "auto", 1)
+    assert isinstance(lift, FrameLift)
+    cloud = cloud_of(SE2(), points)
+    near = find_neighbours(lift, cloud, cloud, num_neighbors, radius=None if radius is None else torch.tensor(radius))
+    frame = local_frames(lift.structure, cloud.coords, near.offsets, near.weights, near.squared_scale, None)
+    assert frame is not None
+    return near, frame[index]
+
+
 PICTURES = {
+    "frames.svg": frames,
     "logarithm.svg": logarithm,
     "rotation.svg": rotation,
     "motions.jpg": motions,
