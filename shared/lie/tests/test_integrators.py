@@ -111,7 +111,7 @@ def test_leapfrog_on_points_and_step_counts():
     torch.testing.assert_close(z, exact, rtol=0, atol=1e-6)  # order 2 with h = 1e-3
     calls = []
     leapfrog(lambda s, y: calls.append(s) or FIELD(y), Z0, torch.tensor([0.0, 0.3]), step_size=0.1)
-    assert len(calls) == 1 + 2 * 3  # 0.3 / 0.1 is 3 steps in spite of rounding
+    assert len(calls) == 2 + 2 * 3  # the check, the first force, and 3 steps: 0.3 / 0.1 in spite of rounding
 
 
 def test_gradients_flow_and_the_adjoint_agrees():

@@ -20,7 +20,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lie.groups.precision import FLOATING
 from lie.integrators.adjoint import captured_leaves, run_segment, segments
+from lie.integrators.checks import check_count, check_first_step, check_tolerances, entrance
 from lie.integrators.compiling import compiled_step
 from lie.integrators.errors import IntegrationError
 from lie.integrators.fields import Field, in_dtype_of
@@ -32,6 +34,7 @@ _FLUSH = 2**22  # numbers kept of the steps before the outputs within them are w
 _STAGES = 28  # of the attempts in one compiled call, whose own cost they share: 4 of dopri5, 1 of dop853
 
 
+@entrance(per_sample=True, half=False)
 def dopri5(
     field: Field,
     y0: Float[Tensor, "B *state"],
@@ -80,6 +83,7 @@ def dopri5(
     return _solve(field, y0, t, options)
 
 
+@entrance(per_sample=True, half=False)
 def dop853(
     field: Field,
     y0: Float[Tensor, "B *state"],
@@ -114,12 +118,9 @@ class _Options:
     norm: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
-            raise ValueError(f"expected tolerances that are not both zero, got rtol={self.rtol}, atol={self.atol}")
-        if self.first_step is not None and not self.first_step > 0:
-            raise ValueError(f"expected a positive first_step, got {self.first_step}")
-        if self.max_steps < 1:
-            raise ValueError(f"expected at least one step, got max_steps={self.max_steps}")
+        check_tolerances(self.rtol, self.atol, positive=True)
+        check_first_step(self.first_step)
+        check_count(self.max_steps, "max_steps")
 
 
 @dataclass
@@ -492,11 +493,15 @@ class DenseOutput:
 
         Laws: at an output time, the output; gradients pass to times, initial states and parameters.
         """
-        if not isinstance(times, Tensor) or not times.is_floating_point():
+        if not isinstance(times, Tensor) or times.dtype not in FLOATING:
             given = times.dtype if isinstance(times, Tensor) else type(times).__name__
             raise TypeError(f"expected times as a floating-point tensor, got {given}; use torch.as_tensor")
         if times.ndim > 1:
             raise ValueError(f"expected times of shape (Q,) or (), got {tuple(times.shape)}; flatten them first")
+        if times.device != self.states.device:
+            raise ValueError(
+                f"expected times on the solution's device {self.states.device}, got {times.device}; use times.to(...)"
+            )
         if anywhere(~torch.isfinite(times)):
             raise ValueError("expected finite times, got NaN or infinity")
         first, last = (float(largest(self.t[i].detach())) for i in (0, -1))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from lie.integrators.checks import entrance
 from lie.integrators.fields import Field, in_dtype_of
 from lie.integrators.fixed import State, walk
 
@@ -46,6 +47,7 @@ EXPLICIT = {
 """Tableaux by the names of `odeint`."""
 
 
+@entrance()
 def explicit(
     field: Field,
     y0: Float[Tensor, "..."],

@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,21 @@ class _Cast(Wrapped):
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         return self.field(t, y).to(self.dtype)
+
+
+@dataclass(frozen=True)
+class Finer(Wrapped):
+    """The field of a state in a finer dtype, of a field of a state in ``dtype``."""
+
+    dtype: torch.dtype
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.field(t, y.to(self.dtype)).to(y.dtype)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("callback_"):  # torchdiffeq's
+            return getattr(self.field, name)
+        raise AttributeError(name)
 
 
 def in_dtype_of(field: Field, y0: Tensor, t: Tensor) -> Field:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.integrators.adjoint import checkpointed
+from lie.integrators.checks import check_count, check_step_size
 from lie.integrators.compiling import compiled_step
 from lie.integrators.fields import Field
 from lie.integrators.transforms import concrete, differentiates_forward
@@ -25,8 +26,7 @@ _EVALUATIONS = 16  # of the field in one compiled call, whose own cost its steps
 
 def step_counts(t: Tensor, step_size: float | None) -> list[int]:
     """How many steps of at most ``step_size`` each interval of ``t`` takes; one for None."""
-    if step_size is not None and not step_size > 0:
-        raise ValueError(f"expected a positive step_size, got {step_size}; the direction comes from the times")
+    check_step_size(step_size)
     # Shortened by the rounding of the times, so that a step which divides the interval is not cut once more.
     shortened = 1.0 - 4.0 * torch.finfo(t.dtype).eps
     if step_size is None:
@@ -34,13 +34,14 @@ def step_counts(t: Tensor, step_size: float | None) -> list[int]:
     lengths = concrete(t.diff().abs())
     if lengths.ndim > 1:
         raise ValueError("expected the same times for all samples of vmap with step_size; leave step_size out")
+    check_step_size(step_size, max(lengths.tolist(), default=0.0))
     return [max(1, math.ceil(x * shortened / step_size)) for x in lengths.tolist()]
 
 
 def check_iterations(iterations: int | None, compile: bool) -> None:
     """Raise for a number of iterations that is not positive, or none where the step is to be compiled."""
-    if iterations is not None and iterations < 1:
-        raise ValueError(f"expected at least one iteration, got {iterations}")
+    if iterations is not None:
+        check_count(iterations, "iterations")
     if compile and iterations is None:
         raise ValueError("a test of convergence cannot be compiled: give a number of iterations with compile=True")
 

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lie.integrators.checks import entrance
 from lie.integrators.errors import IntegrationError
 from lie.integrators.fields import Field, in_dtype_of
 from lie.integrators.fixed import State, check_iterations, walk
@@ -47,6 +48,7 @@ def collocation(stages: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.nda
     return c, b, A, np.vander(1.0 + c, stages, increasing=True) @ lagrange
 
 
+@entrance(half=False)
 def implicit_midpoint(
     field: Field,
     y0: Float[Tensor, "..."],
@@ -84,6 +86,7 @@ def implicit_midpoint(
     return _gauss(1, field, y0, t, step_size, iterations, project, compile, checkpoint)
 
 
+@entrance(half=False)
 def gauss4(
     field: Field,
     y0: Float[Tensor, "..."],
@@ -99,6 +102,7 @@ def gauss4(
     return _gauss(2, field, y0, t, step_size, iterations, project, compile, checkpoint)
 
 
+@entrance(half=False)
 def gauss6(
     field: Field,
     y0: Float[Tensor, "..."],

@@ -23,7 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.groups.base import LieGroup, check_is_group
-from lie.integrators.fields import in_dtype_of
+from lie.integrators.checks import entrance
+from lie.integrators.fields import Finer, Wrapped, in_dtype_of
 from lie.integrators.fixed import State, walk
 
 Side = Literal["left", "right"]
@@ -33,6 +34,7 @@ _CG_STAGES = ((), (3 / 4,), (119 / 216, 17 / 108))
 _CG_WEIGHTS = (13 / 51, -2 / 3, 24 / 17)
 
 
+@entrance(same_shape=False)
 def rkmk4(
     field: Callable[[Tensor, Tensor], Tensor],
     g0: Float[Tensor, "*batch m m"],
@@ -86,6 +88,7 @@ def rkmk4(
     )  # fmt: skip
 
 
+@entrance(same_shape=False)
 def crouch_grossman(
     field: Callable[[Tensor, Tensor], Tensor],
     g0: Float[Tensor, "*batch m m"],
@@ -147,7 +150,12 @@ def _check(group: LieGroup, g0: Tensor, t: Tensor, field: Callable[[Tensor, Tens
         raise TypeError(f"expected a field of {g0.dtype}, as the elements, got {velocity.dtype}")
     if torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling():
         return
-    outside = ~group.contains(g0, tolerance=1e-3)
+    given = field
+    while isinstance(given, Wrapped) and not isinstance(given, Finer):
+        given = given.field
+    # Elements given in half precision are off by its rounding, in each entry.
+    tolerance = max(1e-3, 8.0 * torch.finfo(given.dtype).eps) if isinstance(given, Finer) else 1e-3
+    outside = ~group.contains(g0, tolerance=tolerance)
     if bool(outside.any()):
         raise ValueError(
             f"expected initial elements of {group!r}, got {int(outside.sum())} of {outside.numel()} matrices that are "

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lie.integrators.adaptive import DenseOutput, dense_solution, dop853, dopri5
+from lie.integrators.checks import check_problem, check_tolerances, unchecked
 from lie.integrators.events import Event, Events, as_events, until_event
 from lie.integrators.explicit import EXPLICIT, explicit
 from lie.integrators.gauss import gauss4, gauss6, implicit_midpoint
@@ -21,7 +22,7 @@ from lie.integrators.passthrough import ADAPTIVE, FIXED, SCIPY, OneSample, solve
 from lie.integrators.rattle import rattle, rattle4
 from lie.integrators.states import AsParts, OfParts, OfPartsEvent, mixed_norm, parts_of
 from lie.integrators.symplectic import leapfrog, yoshida4, yoshida6, yoshida8
-from lie.integrators.transforms import active, anywhere, largest
+from lie.integrators.transforms import active, largest
 
 _FIXED_STEP: dict[str, Callable[..., Tensor]] = {
     "leapfrog": leapfrog,
@@ -109,7 +110,7 @@ def odeint(
         from lie.run.errors import unknown_name
 
         raise unknown_name("method", str(method), METHODS)
-    _check_tolerances(rtol, atol)
+    check_tolerances(rtol, atol, positive=method in (*ADAPTIVE, *SCIPY, *_PER_SAMPLE))
     options = dict(options or {})
     settings = {"method": method, "rtol": rtol, "atol": atol, "per_sample": per_sample, "adjoint": adjoint}
     if isinstance(y0, tuple | list):
@@ -117,7 +118,7 @@ def odeint(
     y0 = cast(Tensor, y0)  # or refused by the check
     ours = _solvers(method, per_sample, options)
     each = method in ours and method in _PER_SAMPLE
-    _check(field, y0, t, same_shape=method not in _ON_GROUPS, per_sample=each)
+    check_problem(field, y0, t, same_shape=method not in _ON_GROUPS, per_sample=each and y0.ndim != 1)
     if events is not None:
         return _until_event(field, y0, t, events, dense, each, options, settings)
     if dense:
@@ -185,7 +186,7 @@ def _by_ours(
             if not isinstance(settings[name], int | float):
                 raise TypeError(f"expected one number as {name} of {method}, got {type(settings[name]).__name__}")
             more[name] = settings[name]
-    return solver(field, y0, t, **{**options, **more})
+    return unchecked(solver)(field, y0, t, **{**options, **more})
 
 
 def _of_one(options: dict[str, Any]) -> dict[str, Any]:
@@ -297,75 +298,3 @@ def _of_parts(
         events = [OfPartsEvent(f, parts) for f in as_events(events)]
     result = odeint(OfParts(field, parts), parts.join(y0), t, events=events, options=options, **settings)
     return (result[0], parts.split(result[1])) if events is not None else parts.split(result)
-
-
-def _check_tolerances(rtol: float, atol: float) -> None:
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if isinstance(value, int | float) and not 0.0 <= value < float("inf"):
-            raise ValueError(f"expected a finite {name} that is not negative, got {value}")
-
-
-def _check(
-    field: Callable[[Tensor, Tensor], Tensor], y0: Tensor, t: Tensor, *, same_shape: bool, per_sample: bool
-) -> None:
-    for name, value in (("a state", y0), ("times", t)):
-        if not isinstance(value, Tensor):
-            raise TypeError(f"expected {name} as a tensor, got {type(value).__name__}; use torch.as_tensor")
-    if not y0.is_floating_point() or not t.is_floating_point():
-        raise TypeError(
-            f"expected floating-point state and times, got {y0.dtype} and {t.dtype}; use .to(torch.float64)"
-        )
-    if t.ndim != 1 or t.numel() == 0:
-        raise ValueError(f"expected times of shape (T,) with T >= 1, got {tuple(t.shape)}")
-    compiling = torch.compiler.is_compiling()
-    if not compiling:
-        if anywhere(~torch.isfinite(y0)) or anywhere(~torch.isfinite(t)):
-            raise ValueError("expected a finite initial state and finite times, got NaN or infinity")
-        steps = t.diff()
-        if anywhere(steps <= 0) and anywhere(steps >= 0):
-            raise ValueError("expected strictly increasing or strictly decreasing times; sort them and drop repeats")
-    if per_sample and y0.ndim == 0:
-        raise ValueError("expected samples along the leading axis, shape (B, ...), got a number; use y0.view(1, 1)")
-    if y0.numel() == 0 or (per_sample and y0.ndim == 1):
-        return
-    # A view made without gradients of a tensor with them passes for a leaf, and breaks fields that differentiate.
-    t, y0 = t.detach(), y0.detach()
-    now = t[0]
-    if per_sample:
-        now = now.to(torch.promote_types(t.dtype, y0.dtype)).expand(len(y0)).view(-1, *([1] * (y0.ndim - 1)))
-    with torch.no_grad():
-        velocity = _called(field, now, y0, per_sample)
-        if not isinstance(velocity, Tensor):
-            raise TypeError(f"expected a tensor from field(t, y), got {type(velocity).__name__}")
-        if same_shape and velocity.shape != y0.shape:
-            raise ValueError(
-                f"expected a field of the state's shape {tuple(y0.shape)}, got {tuple(velocity.shape)} from field(t, y)"
-            )
-        if per_sample and not (compiling or active()) and len(y0) > 1:
-            _check_samples_apart(field, now, y0, velocity)
-
-
-def _called(field: Callable[[Tensor, Tensor], Tensor], now: Tensor, y0: Tensor, per_sample: bool) -> Tensor:
-    try:
-        return field(now, y0)
-    except Exception as error:
-        if per_sample:
-            dtype = "" if now.dtype == y0.dtype else f" and {now.dtype}, as the times are (t.to(y) has the state's)"
-            error.add_note(
-                f"with a step size for each sample the field is called with t of shape {tuple(now.shape)}{dtype}"
-            )
-        raise
-
-
-def _check_samples_apart(field: Callable[[Tensor, Tensor], Tensor], now: Tensor, y0: Tensor, velocity: Tensor) -> None:
-    """Raise where the first sample's state changes another's velocity: their clocks run apart."""
-    moved = torch.cat([y0[:1] + 1e-3 * (1.0 + y0[:1].abs()), y0[1:]])
-    rest, again = velocity[1:], field(now, moved)[1:]
-    # A batched product may round otherwise for other neighbours.
-    scale = rest.abs().amax().clamp(min=1.0)
-    if bool(torch.isfinite(again).all()) and bool((again - rest).abs().amax() > 1e-5 * scale):
-        raise ValueError(
-            f"the field mixes samples: with a step size for each, the {len(y0)} rows of a state {tuple(y0.shape)} are "
-            "samples of their own; put a batch axis in front of a single state (y0.unsqueeze(0)), or use a method with "
-            "one step size"
-        )

@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lie.groups.precision import HALF
 from lie.integrators.adaptive import dopri5
 from lie.integrators.adjoint import captured_leaves
+from lie.integrators.checks import check_count, check_first_step, check_step_size, no_half
 from lie.integrators.explicit import EXPLICIT, explicit
-from lie.integrators.fields import Field, Wrapped, unwrapped
-from lie.integrators.transforms import active, concrete
+from lie.integrators.fields import Field, Finer, Wrapped, unwrapped
+from lie.integrators.transforms import active, anywhere, concrete
 
 ADAPTIVE = ("dopri8", "dopri5", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED = ("euler", "midpoint", "heun3", "rk4", "explicit_adams", "implicit_adams")
@@ -41,18 +43,16 @@ class OneSample(Wrapped):
 
 
 @dataclass(frozen=True)
-class _Finer(Wrapped):
-    """The field of a state in the dtype of the times, of a field of a state in a coarser one."""
-
-    dtype: torch.dtype
+class _Finite(Wrapped):
+    """A field for scipy, whose LSODA does not return from infinite velocities."""
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.field(t, y.to(self.dtype)).to(y.dtype)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("callback_"):  # torchdiffeq's
-            return getattr(self.field, name)
-        raise AttributeError(name)
+        velocity = self.field(t, y)
+        if anywhere(~torch.isfinite(velocity.detach())):
+            raise FloatingPointError(
+                f"the field is not finite at t = {float(t):g} (scipy_solver); check the field, or end earlier"
+            )
+        return velocity
 
 
 def solve_by_torchdiffeq(
@@ -72,9 +72,17 @@ def solve_by_torchdiffeq(
         ValueError: for options that the method does not use, and where a gradient is asked for that it has not.
         FloatingPointError: if the solver gives up.
     """
-    step_size = options.get("step_size")
-    if step_size is not None and not step_size > 0:
-        raise ValueError(f"expected a positive step_size, got {step_size}; the direction comes from the times")
+    span = 0.0 if options.get("step_size") is None else float(concrete(t[-1] - t[0]).abs().max())
+    check_step_size(options.get("step_size"), span)
+    if options.get("step_size") == float("inf"):
+        del options["step_size"]  # one step an interval, as for our methods
+    check_first_step(options.get("first_step"))
+    if "max_num_steps" in options:
+        check_count(options["max_num_steps"], "max_num_steps")
+    if y0.dtype in HALF and method not in FIXED:
+        raise no_half(method, y0.dtype)
+    if len(t) == 1:
+        return y0.unsqueeze(0)
     if active():
         return _transformed(field, y0, t, method, rtol, atol, options)
     if adjoint and method not in SCIPY and not isinstance(unwrapped(field), torch.nn.Module):
@@ -91,12 +99,18 @@ def solve_by_torchdiffeq(
         options.setdefault("max_order", 4)  # torchdiffeq's own 12 is unstable at steps of any use
     if method in ADAPTIVE:
         options.setdefault("max_num_steps", MAXIMUM_STEPS)
-    if method == "bosh3":  # whose interpolation within a step is of order 1 in torchdiffeq: its steps end at outputs
+    # Steps end at outputs: torchdiffeq interpolates bosh3 and fehlberg2 to low order, and dopri8 to 3e-5 only.
+    if method in ("bosh3", "dopri8", "fehlberg2"):
         options.setdefault("step_t", t.detach())
     dtype = y0.dtype
     finer = torch.promote_types(t.dtype, dtype)
+    if finer in HALF:
+        finer = torch.float32
+        t = t.to(finer)
     if finer != dtype:
-        field, y0 = _Finer(field, dtype), y0.to(finer)
+        field, y0 = Finer(field, dtype), y0.to(finer)
+    if method in SCIPY:
+        field = _Finite(field)
     if method in SCIPY and adjoint:
         from lie.integrators.stiff import solve_with_adjoint
 

@@ -82,8 +82,16 @@ def projection(
         raise ValueError(f"expected at least one axis and one iteration, got {axes} and {max_iterations}")
 
     def project(y: Tensor) -> Tensor:
-        if not y.is_floating_point():
-            raise TypeError(f"expected floating-point states, got {y.dtype}; use y.to(torch.float64)")
+        if not isinstance(y, Tensor):
+            raise TypeError(f"expected states as a tensor, got {type(y).__name__}; use torch.as_tensor")
+        if y.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"expected floating-point states (float32 or float64), got {y.dtype}; use y.to(torch.float64)"
+            )
+        if y.is_meta:
+            raise ValueError("expected states with values, got some on the device 'meta'; use .to('cpu')")
+        if not torch.compiler.is_compiling() and anywhere(~torch.isfinite(y)):
+            raise ValueError("expected finite states, got NaN or infinity")
         if y.ndim < axes:
             raise ValueError(f"expected states of {axes} axes, with or without a batch, got shape {tuple(y.shape)}")
 
@@ -92,6 +100,8 @@ def projection(
             directions = rows if inverse_mass is None else torch.func.vmap(inverse_mass)(rows)
             return along(directions, solve_multipliers(rows, directions, residual, axes), axes)
 
+        if y.numel() == 0:
+            return y.clone()
         projected, failed = newton(lambda z: z - correction(z), y, axes, max_iterations)
         if anywhere(failed):
             raise IntegrationError(

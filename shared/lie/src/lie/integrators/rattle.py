@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lie.integrators.checks import check_step_size, entrance
 from lie.integrators.errors import IntegrationError
 from lie.integrators.fields import Field, in_dtype_of
 from lie.integrators.fixed import State, check_iterations, walk
@@ -28,6 +29,7 @@ from lie.integrators.symplectic import TRIPLE_JUMP, check_halves, half
 from lie.integrators.transforms import anywhere, largest, positions
 
 
+@entrance(half=False)
 def rattle(
     field: Field,
     y0: Float[Tensor, "..."],
@@ -71,6 +73,7 @@ def rattle(
     return _rattle((1.0,), field, y0, t, constraint, step_size, dim, iterations, compile, checkpoint)
 
 
+@entrance(half=False)
 def rattle4(
     field: Field,
     y0: Float[Tensor, "..."],
@@ -100,6 +103,7 @@ def _rattle(
     checkpoint: bool,
 ) -> Tensor:
     check_halves(y0, dim)
+    check_step_size(step_size)
     field = in_dtype_of(field, y0, t)
     check_iterations(iterations, compile)
     dim = dim - y0.ndim if dim >= 0 else dim

@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lie.integrators.checks import entrance
 from lie.integrators.fields import Field, in_dtype_of
 from lie.integrators.fixed import State, walk
 
@@ -40,6 +41,7 @@ _EIGHTH = _symmetric(
 )
 
 
+@entrance()
 def leapfrog(
     field: Field,
     y0: Float[Tensor, "..."],
@@ -75,6 +77,7 @@ def leapfrog(
     return _composed((1.0,), field, y0, t, step_size, dim, project, compile, checkpoint)
 
 
+@entrance()
 def yoshida4(
     field: Field,
     y0: Float[Tensor, "..."],
@@ -90,6 +93,7 @@ def yoshida4(
     return _composed(TRIPLE_JUMP, field, y0, t, step_size, dim, project, compile, checkpoint)
 
 
+@entrance()
 def yoshida6(
     field: Field,
     y0: Float[Tensor, "..."],
@@ -105,6 +109,7 @@ def yoshida6(
     return _composed(_SIXTH, field, y0, t, step_size, dim, project, compile, checkpoint)
 
 
+@entrance()
 def yoshida8(
     field: Field,
     y0: Float[Tensor, "..."],
