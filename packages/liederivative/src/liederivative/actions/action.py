@@ -15,6 +15,7 @@ from jaxtyping import Float
 from lie.run import UserError, check_finite
 from torch import Tensor
 
+from liederivative.actions.differences import FLOATING
 from liederivative.actions.generators import GeneratorLike
 from liederivative.actions.tangents import Domain
 
@@ -67,7 +68,7 @@ def check_tensor(x: Any, kind: str, shape: str, *, ndim: int | None = None) -> N
     if not isinstance(x, Tensor) or (ndim is not None and x.ndim != ndim) or x.ndim == 0:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise UserError(f"expected {kind} as a tensor of shape {shape}, got {got}")
-    if not x.is_floating_point():
+    if x.dtype not in FLOATING:
         raise UserError(
             f"expected floating-point {kind}, got {x.dtype}; convert and normalise them as the model was trained"
         )

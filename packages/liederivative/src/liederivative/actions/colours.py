@@ -21,6 +21,7 @@ from lie.run import UserError
 from torch import Tensor
 
 from liederivative.actions.action import Action, check_dimension, check_tensor
+from liederivative.actions.differences import check_values
 from liederivative.actions.generators import Element, GeneratorLike
 from liederivative.actions.tangents import Domain
 
@@ -63,6 +64,9 @@ class Colours(Action):
         """The velocity of the normalised values."""
         del domain
         check_dimension(coefficients, len(_COLOURS), self)
+        check_values(value, 4)
+        if value.shape[1] != 3:
+            raise UserError(f"expected colour images of shape (B, 3, H, W), got {tuple(value.shape)}")
         mean = value.new_tensor(self.mean).view(3, 1, 1)
         std = value.new_tensor(self.std).view(3, 1, 1)
         raw = value * std + mean

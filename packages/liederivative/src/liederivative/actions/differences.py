@@ -18,8 +18,31 @@ from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
-from lie.run import unknown_name
+from lie.run import UserError, unknown_name
 from torch import Tensor
+
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes of values that move."""
+
+
+def check_values(value: Tensor, ndim: int, *, smallest: int = 1) -> None:
+    """Raise `UserError` unless ``value`` has one of the dtypes that move, ``ndim`` axes and a size along the last two
+    of at least ``smallest``.
+    """
+    if not isinstance(value, Tensor) or value.dtype not in FLOATING:
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise UserError(f"expected a tensor of real floating-point values of 16 to 64 bits, got {got}; convert it")
+    if value.ndim < ndim or (smallest > 1 and min(value.shape[-2:]) < smallest):
+        size = f" with {smallest} or more along the last two" if smallest > 1 else ""
+        raise UserError(f"expected {ndim} or more axes{size}, got shape {tuple(value.shape)}")
+
+
+def _along(image: Tensor, dim: int) -> int:
+    """The size of ``image`` along ``dim``."""
+    check_values(image, 1)
+    if not -image.ndim <= dim < image.ndim:
+        raise UserError(f"expected an axis of the {image.ndim} of shape {tuple(image.shape)}, got dim={dim}")
+    return image.shape[dim]
 
 
 def central_difference(image: Float[Tensor, "*shape"], dim: int) -> Float[Tensor, "*shape"]:
@@ -28,7 +51,7 @@ def central_difference(image: Float[Tensor, "*shape"], dim: int) -> Float[Tensor
     >>> central_difference(torch.tensor([0.0, 1.0, 4.0, 9.0]), dim=0)
     tensor([0., 2., 4., 0.])
     """
-    size = image.shape[dim]
+    size = _along(image, dim)
     derivative = torch.zeros_like(image)
     if size > 2:
         after, before = image.narrow(dim, 2, size - 2), image.narrow(dim, 0, size - 2)
@@ -42,7 +65,7 @@ def forward_difference(image: Float[Tensor, "*shape"], dim: int) -> Float[Tensor
     >>> forward_difference(torch.tensor([0.0, 1.0, 4.0, 9.0]), dim=0)
     tensor([ 1.,  3.,  5., -5.])
     """
-    size = image.shape[dim]
+    size = _along(image, dim)
     if size < 2:
         return torch.zeros_like(image)
     inside = image.narrow(dim, 1, size - 1) - image.narrow(dim, 0, size - 1)
@@ -55,7 +78,7 @@ def backward_difference(image: Float[Tensor, "*shape"], dim: int) -> Float[Tenso
     >>> backward_difference(torch.tensor([0.0, 1.0, 4.0, 9.0]), dim=0)
     tensor([-1.,  1.,  3.,  5.])
     """
-    size = image.shape[dim]
+    size = _along(image, dim)
     if size < 2:
         return torch.zeros_like(image)
     inside = image.narrow(dim, 1, size - 1) - image.narrow(dim, 0, size - 1)
@@ -69,15 +92,16 @@ def spectral_derivative(image: Float[Tensor, "*shape"], dim: int) -> Float[Tenso
     >>> spectral_derivative(torch.cos(math.pi / 4 * i), dim=0).abs().max() <= math.pi / 4 + 1e-6
     tensor(True)
     """
-    size = image.shape[dim]
+    size = _along(image, dim)
     if size < 3:  # two samples hold the mean and the frequency pi only
         return torch.zeros_like(image)
-    values = image.movedim(dim, -1)
+    half = image.dtype in (torch.float16, torch.bfloat16)  # for which there is no Fourier transform
+    values = image.movedim(dim, -1).to(torch.float32 if half else image.dtype)
     period = torch.cat([values, values[..., 1:-1].flip(-1)], -1)  # (..., 2 size - 2)
     k = torch.arange(size, device=image.device, dtype=values.dtype) * (math.pi / (size - 1))
     k = torch.where(torch.arange(size, device=image.device) == size - 1, torch.zeros_like(k), k)
     derivative = torch.fft.irfft(torch.fft.rfft(period) * (1j * k), n=2 * size - 2)
-    return derivative[..., :size].movedim(-1, dim)
+    return derivative[..., :size].movedim(-1, dim).to(image.dtype)
 
 
 GRADIENTS: dict[str, Callable[[Tensor, int], Tensor]] = {

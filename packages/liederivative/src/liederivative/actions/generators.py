@@ -135,7 +135,9 @@ def resolve_generators(
     Raises:
         UserError: for an unknown name, a name given twice, none at all, or one that belongs to another action.
     """
-    given = [generators] if isinstance(generators, str | Generator | Element) else list(generators)
+    # What is neither one nor several is refused below, as an item.
+    single = isinstance(generators, str | Generator | Element) or not isinstance(generators, Iterable)
+    given: list[object] = [generators] if single else list(generators)  # type: ignore[arg-type]
     dimension = len(next(iter(known.values())).coefficients) if known else 0
     chosen: list[GeneratorLike] = []
     for item in given:

@@ -15,6 +15,7 @@ from lie.run import UserError
 from torch import Tensor
 
 from liederivative.actions.action import Action, Layout
+from liederivative.actions.differences import check_values
 from liederivative.actions.generators import Element, GeneratorLike
 from liederivative.actions.layouts import Invariant
 from liederivative.actions.tangents import Domain
@@ -55,12 +56,13 @@ class VectorFields(Action):
         del domain
         if coefficients.shape[1] != len(self.fields):
             raise UserError(f"expected fields for {coefficients.shape[1]} motions of the input, got {self!r}")
+        check_values(value, 1)
         wanted = (coefficients != 0).any(0).tolist()  # a field that nobody asks for need not be right here
         velocities = [
             self._velocity(name, value) if asked else torch.zeros_like(value)
             for name, asked in zip(self.fields, wanted, strict=True)
         ]
-        return torch.tensordot(coefficients.to(value.dtype), torch.stack(velocities), dims=1)
+        return torch.tensordot(coefficients.to(value.dtype), torch.stack(velocities).to(value.dtype), dims=1)
 
     def _velocity(self, name: str, value: Tensor) -> Tensor:
         velocity = self.fields[name](value)

@@ -26,9 +26,10 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from lie.run import UserError
 from torch import Tensor
 
-from liederivative.actions.differences import GRADIENTS, central_difference
+from liederivative.actions.differences import GRADIENTS, central_difference, check_values
 
 __all__ = ["Axis", "Domain", "central_difference", "field_tangents", "grid_tangents", "image_tangents"]
 
@@ -80,6 +81,7 @@ def pixel_coordinates(size: int, input_size: int, like: Tensor) -> Float[Tensor,
     >>> pixel_coordinates(3, 3, torch.zeros(()))
     tensor([-1.,  0.,  1.])
     """
+    check_values(like, 0)
     dtype = torch.promote_types(like.dtype, torch.float32)  # half precision cannot hold the numerator
     numerator = input_size * (2 * torch.arange(size, device=like.device) + 1 - size)
     return (numerator.to(dtype) / ((input_size - 1) * size)).to(like.dtype)
@@ -101,6 +103,7 @@ def image_tangents(
     Returns:
         K tangents of the shape of ``image``, linear in ``coefficients`` and in ``image``.
     """
+    check_values(image, 2, smallest=1 if input_size else 2)
     return grid_tangents(image, coefficients, as_domain(input_size or tuple(image.shape[-2:])))
 
 
@@ -119,6 +122,9 @@ def grid_tangents(
         K tangents of the shape of ``value``, linear in ``coefficients`` and in ``value``.
     """
     n = len(domain.size)
+    check_values(value, n)
+    if any(size < 2 for size in domain.size):
+        raise UserError(f"expected an input of at least 2 pixels along each spatial axis, got {tuple(domain.size)}")
     axes = [Axis.over(size, whole) for size, whole in zip(value.shape[-n:], domain.size, strict=True)]
     coordinates = [
         pixel_coordinates(size, whole, value) for size, whole in zip(value.shape[-n:], domain.size, strict=True)

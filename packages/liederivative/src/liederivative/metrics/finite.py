@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from liederivative.actions import Generator, pixel_coordinates, resolve_generators
+from liederivative.actions.differences import check_values
 
 
 def transform_image(
@@ -45,6 +46,10 @@ def transform_image(
     tensor([2., 3., 2.])
     """
     (chosen,) = resolve_generators(generator)
+    check_values(x, 3, smallest=1 if input_size else 2)
+    if x.dtype in (torch.float16, torch.bfloat16):  # which hold no places between pixels
+        t = t.float() if isinstance(t, Tensor) else t
+        return transform_image(x.float(), chosen, t, input_size=input_size).to(x.dtype)
     height, width = input_size or (x.shape[-2], x.shape[-1])
     t = torch.as_tensor(t, dtype=x.dtype, device=x.device).expand(len(x))
     field = x.new_tensor([[*chosen.u[1:], chosen.u[0]], [*chosen.v[1:], chosen.v[0]], [0.0, 0.0, 0.0]])

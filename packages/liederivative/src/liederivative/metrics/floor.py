@@ -18,6 +18,7 @@ from lie.run import UserError
 from torch import Tensor, nn
 
 from liederivative.actions import GeneratorLike, Images
+from liederivative.actions.differences import check_values
 from liederivative.metrics.local_error import LEE, lee
 
 
@@ -54,6 +55,7 @@ class IdealMap(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C h w"]:
         """The low-passed image at the centres of the grid's pixels."""
+        check_values(x, 2)
         rows = ideal_resampling(x.shape[-2], self.grid[0]).to(x)
         columns = ideal_resampling(x.shape[-1], self.grid[1]).to(x)
         return rows @ x @ columns.mT

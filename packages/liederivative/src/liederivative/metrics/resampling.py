@@ -28,6 +28,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from liederivative.actions.differences import check_values
+
 LANCZOS = 3
 """half width of the interpolation kernel, in pixels"""
 LOW_PASS = 6
@@ -42,6 +44,7 @@ def translate_integer(x: Float[Tensor, "*B h w"], dx: int, dy: int) -> tuple[Flo
     >>> translate_integer(torch.tensor([[1.0, 2.0, 3.0]]), 1, 0)
     (tensor([[0., 1., 2.]]), tensor([[False,  True,  True]]))
     """
+    check_values(x, 2)
     height, width = x.shape[-2:]
     moved, mask = torch.zeros_like(x), torch.zeros(height, width, dtype=torch.bool, device=x.device)
     rows, columns = height - abs(dy), width - abs(dx)
@@ -58,9 +61,10 @@ def translate_fractional(x: Float[Tensor, "*B h w"], dx: float, dy: float) -> tu
 
     A whole shift gives what `translate_integer` gives.
     """
-    rows, inside_rows = _shift_matrix(x.shape[-2], dy, x)  # (h, h)
-    columns, inside_columns = _shift_matrix(x.shape[-1], dx, x)  # (w, w)
-    return rows @ x @ columns.T, inside_rows[:, None] & inside_columns
+    wide = _at_least_single(x)
+    rows, inside_rows = _shift_matrix(x.shape[-2], dy, wide)  # (h, h)
+    columns, inside_columns = _shift_matrix(x.shape[-1], dx, wide)  # (w, w)
+    return (rows @ wide @ columns.T).to(x.dtype), inside_rows[:, None] & inside_columns
 
 
 def rotate(x: Float[Tensor, "*B h w"], angle: float) -> tuple[Float[Tensor, "*B h w"], Bool[Tensor, "h w"]]:
@@ -68,6 +72,9 @@ def rotate(x: Float[Tensor, "*B h w"], angle: float) -> tuple[Float[Tensor, "*B 
 
     At a multiple of a quarter turn of a square image nothing is lost.
     """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        rotated, mask = rotate(_at_least_single(x), angle)
+        return rotated.to(x.dtype), mask
     limited, _ = band_limit(x, -angle)
     height, width = x.shape[-2:]
     row = torch.arange(height, device=x.device, dtype=x.dtype)[:, None] - (height - 1) / 2
@@ -98,6 +105,7 @@ def band_limit(x: Float[Tensor, "*B h w"], angle: float) -> tuple[Float[Tensor, 
 
     ``rotate(x, a)`` has the frequencies of ``band_limit(y, a)``. The identity at multiples of a quarter turn.
     """
+    check_values(x, 2)
     height, width = x.shape[-2:]
     mask = torch.zeros(height, width, dtype=torch.bool, device=x.device)
     if not _blurs(angle):
@@ -107,6 +115,12 @@ def band_limit(x: Float[Tensor, "*B h w"], angle: float) -> tuple[Float[Tensor, 
     limited = torch.nn.functional.conv2d(flat, kernel[None, None], padding=LOW_PASS)  # symmetric: no flip
     mask[LOW_PASS : height - LOW_PASS, LOW_PASS : width - LOW_PASS] = True
     return limited.reshape(x.shape), mask
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    """``x`` in a precision that holds places between pixels."""
+    check_values(x, 2)
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def low_pass_kernel(angle: float) -> Float[Tensor, "13 13"]:

@@ -108,7 +108,8 @@ def sample_invariance(
         source = random or seeded_generator(0)
         uniform = torch.rand(len(x), samples, generator=source, dtype=torch.float64).clamp(min=1e-9)
         sign = torch.randint(0, 2, uniform.shape, generator=source) * 2 - 1
-        t = (uniform * sign * max_parameter).to(x)  # (N, n), never 0
+        precise = torch.promote_types(x.dtype, torch.float32)
+        t = (uniform * sign * max_parameter).to(x.device, precise)  # (N, n), never 0
         for batch, steps in zip(x.split(batch_size), t.split(batch_size), strict=True):
             reference = f.parts(batch)
             for step in steps.unbind(1):
