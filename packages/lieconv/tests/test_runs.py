@@ -100,6 +100,8 @@ def meaningless():
         "line": (arrays(d=1), "points of the plane or of space"),
         "five dimensions": (arrays(d=5), "points of the plane or of space"),
         "too large": (good | {"coords": good["coords"] * 1e300}, "expected finite coords"),
+        "kilometres as nanometres": (good | {"coords": good["coords"] * 1e16}, "coords of at most 1e+06"),
+        "large features": (good | {"values": good["values"] * 1e30}, "values of at most 1e+06"),
         "a million classes": (good | {"labels": good["labels"] * 1_000_000}, "labels below 10000"),
         "1e9 classes": (good | {"labels": good["labels"] * 1_000_000_000}, "labels below 10000"),
         "2^63 classes": (good | {"labels": good["labels"].astype(np.uint64) * np.uint64(2**63)}, "labels below 10000"),

@@ -103,7 +103,7 @@ def test_several_events_backwards_and_none():
     for method, text in (("rattle", "events are not for rattle"), ("rk4", "rk4 needs options=.*step_size")):
         with pytest.raises(ValueError, match=text):
             odeint(decay, y0, back, method=method, events=lambda _, y: y[0])
-    with pytest.raises(ValueError, match="a start and a time on the side"):
+    with pytest.raises(ValueError, match="expected two times with events"):
         odeint(decay, y0, back[:1], events=lambda _, y: y[0])
 
 
@@ -203,3 +203,21 @@ def test_dense_output_checks_its_input():
             dense.interpolate(bad)
     with pytest.raises(ValueError, match="dense output is for dopri5 and dop853, not rk4"):
         odeint(lambda _, y: -y, torch.ones(2, dtype=F64), t, method="rk4", dense=True)
+
+
+@pytest.mark.parametrize("value", [lambda t, y: 3.0, lambda t, y: y[0] < 0.5, lambda t, y: y[0].long()])
+def test_an_event_without_a_sign_is_refused(value):
+    with pytest.raises(TypeError, match="expected an event to return a floating-point tensor"):
+        odeint(lambda t, y: -y, torch.ones(1, dtype=F64), torch.tensor([0.0, 1.0]), events=value)
+
+
+@pytest.mark.parametrize(
+    ("times", "state", "message"),
+    [
+        ([0.0, 1.0, 2.0], torch.ones(1), "expected two times with events, .* got 3"),
+        ([0.0, 1.0], torch.ones(0), "expected a state with entries with events"),
+    ],
+)
+def test_events_say_which_condition_fails(times, state, message):
+    with pytest.raises(ValueError, match=message):
+        odeint(lambda t, y: -y, state, torch.tensor(times), events=lambda t, y: y.sum() - 0.5)

@@ -22,6 +22,9 @@ DATA_SETS = ("digits",)
 MAX_CLASSES = 10_000
 """Classes of a data set; each is an output of the network."""
 
+MAX_SIZE = 1e6
+"""Largest coordinate or feature: beyond it, float32 loses all digits of distances of order one and training diverges."""
+
 _TEST_FRACTION = 0.2
 _SPLIT_SEED = 0  # the split belongs to the data set: it is the same for every --seed
 
@@ -157,8 +160,13 @@ def load_npz(path: str | Path, *, labelled: bool = True) -> PointSets:
     if not bool(mask.any(1).all()):
         first = int((~mask.any(1)).nonzero()[0])
         raise UserError(f"expected a point in each set of {path}, got set {first} with all of them masked")
-    check_finite(f"coords in {path}", coords[mask])
-    check_finite(f"values in {path}", values[mask])
+    for name, numbers in (("coords", coords[mask]), ("values", values[mask])):
+        check_finite(f"{name} in {path}", numbers)
+        if float(numbers.abs().max()) > MAX_SIZE:
+            raise UserError(
+                f"expected {name} of at most {MAX_SIZE:g} in {path}, got {float(numbers.abs().max()):.3g}; "
+                "choose another unit"
+            )
     if "labels" not in arrays:
         return PointSets(coords, values, mask, torch.full((len(coords),), -1))
     return PointSets(coords, values, mask, _labels(arrays["labels"], len(coords), path, learnt=labelled))

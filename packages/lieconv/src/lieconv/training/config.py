@@ -50,7 +50,7 @@ class RunConfig:
     """Seed of weights, order and sampled lifts."""
 
     def __post_init__(self) -> None:
-        if self.bottleneck > self.channels:
+        if 1 <= self.channels < self.bottleneck:
             raise UserError(f"expected --bottleneck of at most the {self.channels} --channels, got {self.bottleneck}")
         if self.lift == "exact" and self.num_samples != 1:
             raise UserError(

@@ -40,10 +40,10 @@ class Events:
         """The values at ``t`` (B,)."""
         batch = len(y)
         if self.single:
-            values = [f(t[0], y[0]).reshape(1, -1) for f in self.functions]
+            values = [_checked(f(t[0], y[0])).reshape(1, -1) for f in self.functions]
         else:
             now = t.reshape(-1, *([1] * (y.ndim - 1)))
-            values = [f(now, y) for f in self.functions]
+            values = [_checked(f(now, y)) for f in self.functions]
             for x in values:
                 if x.ndim == 0 or len(x) != batch:
                     raise ValueError(
@@ -51,6 +51,17 @@ class Events:
                         "step size for the batch, an event may be a number"
                     )
         return torch.cat([x.reshape(batch, -1) for x in values], -1)
+
+
+def _checked(value: object) -> Tensor:
+    """Raise unless an event returned a floating-point tensor, whose sign can change."""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(
+            f"expected an event to return a floating-point tensor that changes its sign, got {got}; return the "
+            "difference of the two sides of a condition"
+        )
+    return value
 
 
 @dataclass(frozen=True)

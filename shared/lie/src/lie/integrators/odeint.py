@@ -85,7 +85,8 @@ def odeint(
             steps, the exact gradient of the steps) for ours.
         events: a function ``(t, y) -> value``, or several. As in torchdiffeq, the solution ends where any of their
             values first changes its sign, however far that is; ``t`` gives start and side to look on, in two times.
-            An event that starts at zero counts from its first sign on. With a step size for each sample the values are
+            An event that starts at zero counts from its first sign on. Signs are compared at four points of each step
+            of ``dopri5`` or ``dop853``: an event that crosses zero twice between two of them is missed. With a step size for each sample the values are
             (B,) or (B, K), and each sample has an event of its own.
         dense: give the solution between the output times too, a `DenseOutput`; of ``dopri5`` and ``dop853``.
         options: passed to the method. ``norm`` is as in torchdiffeq, and with a step size for each sample maps errors
@@ -230,11 +231,12 @@ def _until_event(
     method = settings["method"]
     if method in (*_REQUIRED, *SCIPY):
         raise ValueError(f"events are not for {method}: use dopri5, dop853 or a method of torchdiffeq")
-    if len(t) != 2 or y0.numel() == 0 or active():
-        raise ValueError(
-            f"events need a start and a time on the side to look on, got {len(t)} times; a state with entries; and no "
-            "transform of torch.func"
-        )
+    if len(t) != 2:
+        raise ValueError(f"expected two times with events, the start and one that gives the direction, got {len(t)}")
+    if y0.numel() == 0:
+        raise ValueError(f"expected a state with entries with events, got shape {tuple(y0.shape)}")
+    if active():
+        raise ValueError("events do not work under torch.func (vmap, grad, ...): use torch.autograd, or a batch")
     fixed = method in (*FIXED, *_FIXED_STEP)
     if fixed and options.get("step_size") is None:
         raise ValueError(f"{method} needs options={{'step_size': ...}} with events: their time is not known before")

@@ -163,8 +163,8 @@ def _solve(
 def _refuse_second_derivatives(gradient: Tensor) -> None:
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "the adjoint of torchdiffeq has first derivatives alone, and create_graph=True asks for more: use "
-            "adjoint=False, or per_sample=True or dop853, whose adjoint has derivatives of every order"
+            "this adjoint has first derivatives alone, and create_graph=True asks for more: use adjoint=False (not for "
+            "scipy_solver), or dop853 or per_sample=True, whose adjoints have derivatives of every order"
         )
 
 

@@ -52,10 +52,12 @@ def load_checkpoint(path: str | Path, device: torch.device | str = "cpu") -> Any
         header = json.loads(metadata[_TREE])
         structure, checksum = header["structure"], header["sha256"]
         if checksum != _checksum(structure, tensors):
-            raise ValueError("its checksum is another")
+            raise ValueError("the checksum differs")
         return _unflatten(json.loads(structure), {name: tensor.to(device) for name, tensor in tensors.items()})
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged: its header does not fit its tensors ({error!r})"[:300]) from None
+        raise UserError(
+            f"{path} is damaged: header and tensors do not agree ({error}); train again, or restore the file"[:300]
+        ) from None
 
 
 def save_weights(path: str | Path, module: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
@@ -85,9 +87,9 @@ def load_weights(path: str | Path, module: nn.Module) -> dict[str, str]:
             header = json.loads(metadata[_FACTS])
             facts = json.loads(header["facts"])
             if header["sha256"] != _checksum(header["facts"], tensors) or not isinstance(facts, dict):
-                raise ValueError("its checksum is another")
+                raise ValueError("the checksum differs")
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise UserError(f"{path} is damaged ({error!r}); train again, or bring the file back"[:300]) from None
+            raise UserError(f"{path} is damaged ({error}); train again, or restore the file"[:300]) from None
         metadata = facts
     check_state(module, tensors, str(path))
     module.load_state_dict(tensors)
