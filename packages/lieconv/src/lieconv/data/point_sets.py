@@ -23,7 +23,7 @@ MAX_CLASSES = 10_000
 """Classes of a data set; each is an output of the network."""
 
 MAX_SIZE = 1e6
-"""Largest coordinate or feature: beyond it, float32 loses all digits of distances of order one and training diverges."""
+"""Largest coordinate or feature: beyond it, float32 loses the digits of distances of order one."""
 
 _TEST_FRACTION = 0.2
 _SPLIT_SEED = 0  # the split belongs to the data set: it is the same for every --seed

@@ -86,8 +86,8 @@ def odeint(
         events: a function ``(t, y) -> value``, or several. As in torchdiffeq, the solution ends where any of their
             values first changes its sign, however far that is; ``t`` gives start and side to look on, in two times.
             An event that starts at zero counts from its first sign on. Signs are compared at four points of each step
-            of ``dopri5`` or ``dop853``: an event that crosses zero twice between two of them is missed. With a step size for each sample the values are
-            (B,) or (B, K), and each sample has an event of its own.
+            of ``dopri5`` or ``dop853``: an event that crosses zero twice between two of them is missed. With a step
+            size for each sample the values are (B,) or (B, K), and each sample has an event of its own.
         dense: give the solution between the output times too, a `DenseOutput`; of ``dopri5`` and ``dop853``.
         options: passed to the method. ``norm`` is as in torchdiffeq, and with a step size for each sample maps errors
             (B, ...) to (B,). Fixed-step methods take one step per interval of ``t`` unless ``step_size``
