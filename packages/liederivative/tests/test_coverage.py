@@ -140,7 +140,8 @@ def measure_end_to_end(module: str) -> None:
         assert torch.equal(tensor, state[name]), name
     model, x = model.double(), x.double()
     ours = lie_derivatives(model, x, ["rotate", "saturate"])
-    torchs = lie_derivatives(model, x, ["rotate", "saturate"], ladder=LADDER[3:])
+    # Unverified: where a kink lies within the step of a quotient, differences would take its place.
+    torchs = lie_derivatives(model, x, ["rotate", "saturate"], ladder=LADDER[3:], verify=False)
     size = torchs.derivatives.abs().max()
     assert size > 0
     # Hundreds of layers of rounding in double precision.
