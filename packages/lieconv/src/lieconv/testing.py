@@ -1,4 +1,4 @@
-"""Measure how equivariant a network on points is, so that a claim of equivariance can be checked by whoever uses it."""
+"""Measure how equivariant a network on points is."""
 
 from __future__ import annotations
 

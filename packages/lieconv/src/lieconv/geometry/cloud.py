@@ -1,7 +1,7 @@
-"""The points of a batch, one after the other, whatever the batch looked like: padded, ragged or shared.
+"""The points of all samples of a batch in one row, from a padded, ragged or shared layout.
 
-Inside, every tensor has one axis for the points of all samples together, so that a layer never asks where a sample
-ends; neighbour searches and pools do, by the sample's number.
+Each tensor has one axis for the points of all samples, so that layers need not know where a sample ends. Neighbour
+searches and pools read the sample number of each point.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Cloud:
         count: how many samples.
         shape: (B, N) of a padded batch, None of a ragged one.
         cell: rows are the vectors of a periodic cell, (count, d, d); None where nothing repeats.
-        full: whether all points are known to be valid; False where that is not known.
+        full: whether all points are known to be valid; False also if an accelerator would have to be waited for.
     """
 
     coords: Float[Tensor, "P d"]
@@ -58,7 +58,7 @@ def cloud_of(
         group: the group that acts on the points.
         coords: (B, N, d), or (P, d) with ``batch``.
         mask: valid points, bool, of the shape of the points; None means all.
-        batch: to which sample each of P points belongs, integers from 0 that do not fall, (P,).
+        batch: to which sample each of P points belongs, integers from 0, non-decreasing, (P,).
         cell: vectors of a periodic cell as rows, (d, d) or (B, d, d); a zero row for a direction that does not repeat.
         name: what an error calls the points.
 
@@ -126,7 +126,7 @@ def chosen_points(
 
 
 def all_valid(mask: Tensor) -> bool:
-    """Whether a mask hides nothing, where looking does not make an accelerator wait."""
+    """Whether a mask on a CPU is all true; False for masks whose values are not available without waiting."""
     plain = plain_values(mask) if mask.device.type == "cpu" else None
     return plain is not None and bool(plain.all())
 
@@ -196,7 +196,7 @@ _SAMPLES = 1 << 24  # a sample without points takes memory too
 
 
 def plain_values(x: Tensor) -> Tensor | None:
-    """The numbers of a tensor inside of torch.func's gradient transforms; None where there are none to be had.
+    """The values of a tensor, unwrapped from torch.func's gradient transforms; None where it has none.
 
     Under vmap a tensor stands for many, and under a compiler for none yet.
     """

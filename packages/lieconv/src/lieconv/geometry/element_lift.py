@@ -112,13 +112,13 @@ class ElementLift(Lift):
 
 def varying_entries(group: LieGroup) -> tuple[int, ...]:
     """Flat positions of the matrix entries that are not the same on the whole group."""
-    known = group.__dict__.get("_varying_entries")
-    if known is None:
+    positions = group.__dict__.get("_varying_entries")
+    if positions is None:
         generator = torch.Generator().manual_seed(0)
         elements = group.sample(64, generator=generator, dtype=torch.float64).flatten(1)
-        known = tuple((elements - elements[:1]).abs().amax(0).nonzero().flatten().tolist())
-        object.__setattr__(group, "_varying_entries", known)
-    return known
+        positions = tuple((elements - elements[:1]).abs().amax(0).nonzero().flatten().tolist())
+        object.__setattr__(group, "_varying_entries", positions)
+    return positions
 
 
 varying_entries._dynamo_marked_constant = True  # type: ignore[attr-defined]  (made while tracing, it would be traced)

@@ -205,16 +205,16 @@ class FrameLift(Lift):
         return [*ids, (points @ fixed.mT).expand(-1, k, -1), neighbours @ fixed.mT]
 
 
-def _about_centre(parts: AffineStructure, here: Tensor, there: Tensor, weights: Tensor) -> Tensor:
+def _about_centre(parts: AffineStructure, points: Tensor, neighbours: Tensor, weights: Tensor) -> Tensor:
     """Invariants of two points under dilations about the origin: over the mean of their squared distances from it."""
-    a, b = here.square().sum(-1, keepdim=True), there.square().sum(-1, keepdim=True)
+    a, b = points.square().sum(-1, keepdim=True), neighbours.square().sum(-1, keepdim=True)
     size = pair_size(a, b, weights)
     ratio = 0.5 * (a - b) / size
     if parts.rotations == 0:
         root = size.sqrt()
-        return torch.cat([here / root, there / root, ratio], dim=-1)
-    across = here[..., 1:] * there[..., :1] - here[..., :1] * there[..., 1:]
-    return torch.cat([(here * there).sum(-1, keepdim=True) / size, across / size, ratio], dim=-1)
+        return torch.cat([points / root, neighbours / root, ratio], dim=-1)
+    across = points[..., 1:] * neighbours[..., :1] - points[..., :1] * neighbours[..., 1:]
+    return torch.cat([(points * neighbours).sum(-1, keepdim=True) / size, across / size, ratio], dim=-1)
 
 
 def _rows(basis: tuple[tuple[float, ...], ...], like: Tensor) -> Tensor:

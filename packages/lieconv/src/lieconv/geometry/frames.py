@@ -1,4 +1,4 @@
-r"""Equivariant local frames: an exact lift where turns keep a point.
+r"""Equivariant local frames, for an exact lift where rotations keep a point.
 
 A point of the plane fixes an element of SE(2) only up to a rotation. The paper draws that rotation at random;
 here it is read off the data. The neighbours j of a point i give vectors
@@ -57,7 +57,7 @@ def local_frames(
     squared_radius: Float[Tensor, "M 1"],
     features: Float[Tensor, "M k 2"] | None,
 ) -> Float[Tensor, "M r r"] | None:
-    """The soft frame of each point in the r directions that turn; None where nothing turns.
+    """Compute the soft frame of each point in the r directions that rotate; None where nothing rotates.
 
     Args:
         structure: the parts of the group's action.

@@ -79,14 +79,14 @@ def kernel_dim(group: LieGroup, lift: LiftName = "exact", coordinates: Coordinat
 
 def _moves_every_point(group: LieGroup) -> bool:
     """Whether the generators are independent at a point in general position: no stabiliser of positive dimension."""
-    known = group.__dict__.get("_moves_every_point")
-    if known is None:
+    free = group.__dict__.get("_moves_every_point")
+    if free is None:
         point = torch.linspace(0.3, 1.7, group.point_dim or group.matrix_dim, dtype=torch.float64)
         with temporarily_clear_interpreter_stack():
             fields = group.vector_field(torch.eye(group.dim, dtype=torch.float64), point).detach()  # (dim, d)
-            known = group.dim == 0 or int(torch.linalg.matrix_rank(fields)) == group.dim
-        object.__setattr__(group, "_moves_every_point", known)
-    return known
+            free = group.dim == 0 or int(torch.linalg.matrix_rank(fields)) == group.dim
+        object.__setattr__(group, "_moves_every_point", free)
+    return free
 
 
 _moves_every_point._dynamo_marked_constant = True  # type: ignore[attr-defined]

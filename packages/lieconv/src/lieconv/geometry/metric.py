@@ -39,12 +39,12 @@ class Metric(ABC):
         """Squared distances of the pairs of the embedded ``points`` (M, 1, e) and ``neighbours`` (M, k, e)."""
 
 
-def distances_between(here: Tensor, there: Tensor, marks: int) -> Float[Tensor, "M k"]:
+def distances_between(points: Tensor, neighbours: Tensor, marks: int) -> Float[Tensor, "M k"]:
     """Squared distances, all the same where one of the last ``marks`` coordinates differs.
 
-    What does not move is infinitely far from what does: rounding must not say which of the others is nearer to it.
+    A point that the group keeps is infinitely far from one that it moves: rounding must not order such pairs.
     """
-    difference = there - here
+    difference = neighbours - points
     inside = difference[..., :-marks].square().sum(-1)
     other = (difference[..., -marks:] != 0).any(-1)
     return torch.where(other, torch.full_like(inside, FAR**2), inside)
@@ -54,7 +54,7 @@ def pair_size(a: Float[Tensor, "M 1 c"], b: Float[Tensor, "M k c"], weights: Ten
     """The means of the squares of two points, and a small part of the neighbourhood's mean, so that both may be zero.
 
     Where all of a neighbourhood is zero, so are numerators, and the result is 1. A number that no dilation changes has
-    no limit there.
+    no limit neighbours.
     """
     around = weights.unsqueeze(-2) @ b  # (M, 1, c)
     size = 0.5 * (a + b) + SOFTNESS**2 * around

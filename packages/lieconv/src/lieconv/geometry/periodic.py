@@ -1,4 +1,4 @@
-r"""Neighbours in a periodic cell, triclinic too: each point counts once, in its image nearest to the target.
+r"""Neighbours in a periodic cell of any shape: each point counts once, in its image nearest to the target.
 
 The cell is first reduced (Minkowski): among all vectors that span the same lattice, short ones that are nearly at right
 angles. For points inside of a reduced cell the nearest image is at most one cell away in each direction, so that 3^d
@@ -42,9 +42,9 @@ def reduced(cell: np.ndarray) -> np.ndarray:
             best, step = rows[i] @ rows[i] * (1 - 1e-12), None
             for shift in itertools.product((-1, 0, 1), repeat=len(others)):
                 coefficients = near + shift
-                moved = rows[i] - coefficients @ basis
-                if moved @ moved < best:
-                    best, step = moved @ moved, coefficients
+                shortened = rows[i] - coefficients @ basis
+                if shortened @ shortened < best:
+                    best, step = shortened @ shortened, coefficients
             if step is not None:
                 Z[i] -= step @ Z[others]
                 changed = True
@@ -63,8 +63,8 @@ def minimum_image_distances(cell: np.ndarray) -> Callable[[np.ndarray], np.ndarr
     around = np.array(list(itertools.product((-1, 0, 1), repeat=len(cell)))) @ short  # (3^d, d)
 
     def squared(offsets: np.ndarray) -> np.ndarray:
-        whole = np.round(offsets @ inverse) * periodic
-        inside = offsets - whole @ short
+        cells = np.round(offsets @ inverse) * periodic
+        inside = offsets - cells @ short
         return ((inside[:, None] + around) ** 2).sum(-1).min(1)
 
     return squared
@@ -73,10 +73,10 @@ def minimum_image_distances(cell: np.ndarray) -> Callable[[np.ndarray], np.ndarr
 def nearest_images(
     sources: Cloud, targets: Cloud, k: int
 ) -> tuple[Int[Tensor, "M k"], Bool[Tensor, "M k"], Float[Tensor, "M k d"]]:
-    """The k nearest sources of each target under the minimum image, which exist, and the cells between.
+    """The k nearest sources of each target under the minimum image, which of them exist, and the cells between.
 
     Returns:
-        Indices (M, k), by distance; found (M, k); integer numbers n (M, k, d) in the dtype of the points: the image of
+        Indices (M, k), by distance; exists (M, k); integer numbers n (M, k, d) in the dtype of the points: the image of
         source j that is meant lies at ``x_j + n @ cell``.
 
     Raises:
@@ -108,37 +108,38 @@ def nearest_images(
     extent = max(np.abs(placed).max(initial=0.0), np.abs(q).max(initial=0.0))
     gap = 8.0 * np.sqrt(q.shape[1]) * extent + 1.0
     M, d = q.shape
-    index, found, number = np.zeros((M, k), np.int64), np.zeros((M, k), bool), np.zeros((M, k, d))
+    index, exists, number = np.zeros((M, k), np.int64), np.zeros((M, k), bool), np.zeros((M, k, d))
     if len(atoms) and M:
         tree = KDTree(np.concatenate([placed, gap * sample_p[atoms, None]], 1))
         far = np.concatenate([q, gap * sample_q[:, None]], 1)
         waiting, asked = np.arange(M), min(len(atoms), k + k // 2 + 2)
         while len(waiting):
             ranks = np.arange(1, asked + 1)
-            _, found_at = tree.query(far[waiting], k=ranks, workers=torch.get_num_threads())  # type: ignore[arg-type]
-            columns = np.asarray(found_at)
+            _, ranked = tree.query(far[waiting], k=ranks, workers=torch.get_num_threads())  # type: ignore[arg-type]
+            columns = np.asarray(ranked)
             atom = atoms[columns]  # (W, asked)
-            mine = sample_p[atom] == sample_q[waiting, None]
-            first = _first_of_each(atom) & mine
+            same_sample = sample_p[atom] == sample_q[waiting, None]
+            first = _first_of_each(atom) & same_sample
             place = first.cumsum(1) - 1
-            done = (first.sum(1) >= k) | ~mine[:, -1] | (asked == len(atoms))
-            kept = first & (place < k) & done[:, None]
-            rows = kept.nonzero()[0]
-            index[waiting[rows], place[kept]] = atom[kept]
-            found[waiting[rows], place[kept]] = True
-            total = images[columns[kept]] - p_cells[atom[kept]] + q_cells[waiting[rows]]
-            number[waiting[rows], place[kept]] = np.einsum("mi,mij->mj", total, Z[sample_q[waiting[rows]]])
+            done = (first.sum(1) >= k) | ~same_sample[:, -1] | (asked == len(atoms))
+            selected = first & (place < k) & done[:, None]
+            rows = selected.nonzero()[0]
+            index[waiting[rows], place[selected]] = atom[selected]
+            exists[waiting[rows], place[selected]] = True
+            total = images[columns[selected]] - p_cells[atom[selected]] + q_cells[waiting[rows]]
+            number[waiting[rows], place[selected]] = np.einsum("mi,mij->mj", total, Z[sample_q[waiting[rows]]])
+            # Images of one atom take ranks from others: ask for twice as many where k atoms are not reached yet.
             waiting, asked = waiting[~done], min(len(atoms), 2 * asked)
     like = sources.coords
     return (
         torch.from_numpy(index).to(like.device),
-        torch.from_numpy(found).to(like.device),
+        torch.from_numpy(exists).to(like.device),
         torch.from_numpy(number).to(like.device, like.dtype),
     )
 
 
 def check_one_image(cell: Tensor, radius: Tensor | None) -> None:
-    """Raise where a ball can hold two images of one point, of which only the nearest would count: forces would jump."""
+    """Raise if a ball can hold two images of one point: only the nearest counts, so that forces would jump."""
     values = [plain_values(x) for x in (cell, *(() if radius is None else (radius,)))]
     if any(x is None for x in values):
         raise ValueError("forces in a cell need its numbers, which vmap and compilers do not have")
@@ -171,14 +172,14 @@ def _completed(short: np.ndarray, periodic: np.ndarray) -> np.ndarray:
 
 
 def _wrapped(x: np.ndarray, full: np.ndarray, periodic: np.ndarray, short: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How many cells each point is away from the first one, and the point brought into it."""
+    """The cell of each point, as integers (N, d), and the point translated into the cell at the origin."""
     fractions = np.linalg.solve(full.transpose(0, 2, 1), x[..., None])[..., 0] if len(x) else x
     cells = np.floor(fractions) * periodic
     return cells, x - np.einsum("mi,mij->mj", cells, short)
 
 
 def _first_of_each(atom: np.ndarray) -> np.ndarray:
-    """Where a number stands in its row for the first time."""
+    """Mask of the first occurrence of each number in its row."""
     order = np.argsort(atom, axis=1, kind="stable")
     ordered = np.take_along_axis(atom, order, 1)
     new = np.concatenate([np.ones((len(atom), 1), bool), ordered[:, 1:] != ordered[:, :-1]], 1)

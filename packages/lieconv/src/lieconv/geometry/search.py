@@ -1,4 +1,4 @@
-"""Who is near whom, in time and memory linear in the number of pairs that are kept.
+"""Nearest neighbours and random neighbours in a ball, in time and memory linear in the number of returned pairs.
 
 A search happens in a Euclidean space of its own (the points themselves, or an embedding in which a group's distance is
 Euclidean). On a CPU a k-d tree finds the neighbours of all samples in one go, the samples pushed apart along an axis of
@@ -25,7 +25,7 @@ _BLOCK = 1 << 24  # distances held at once
 
 @dataclass(frozen=True)
 class Space:
-    """Points as the search sees them.
+    """The points of one side of a search, in the space in which distances are Euclidean.
 
     Fields:
         points: (P, e), in which distances are Euclidean.
@@ -44,12 +44,12 @@ class Space:
 def nearest(sources: Space, targets: Space, k: int) -> tuple[Int[Tensor, "M k"], Bool[Tensor, "M k"]]:
     """The k nearest valid sources of each target, by distance, and which of them exist.
 
-    Where a sample has fewer than k valid points, the rest are marked as not found and point to source 0.
+    Where a sample has fewer than k valid points, the remaining places are marked as missing and point to source 0.
     """
     values = _tree_values(sources, targets)
     if values is not None:
         return _nearest_by_tree(values, sources, targets, k)
-    indices, found = [], []
+    indices, exist = [], []
     for distance, base in _distance_blocks(sources, targets):
         if torch.compiler.is_compiling() or torch.compiler.is_exporting():
             # As many columns as are asked for, whatever the number of points: no guard on it.
@@ -60,8 +60,8 @@ def nearest(sources: Space, targets: Space, k: int) -> tuple[Int[Tensor, "M k"],
         best, columns = distance.topk(count, dim=-1, largest=False, sorted=True)
         missing = k - count
         indices.append(torch.nn.functional.pad(columns + base, (0, missing)))
-        found.append(torch.nn.functional.pad(torch.isfinite(best), (0, missing)))
-    index, exists = _joined(indices, targets, k, torch.long), _joined(found, targets, k, torch.bool)
+        exist.append(torch.nn.functional.pad(torch.isfinite(best), (0, missing)))
+    index, exists = _joined(indices, targets, k, torch.long), _joined(exist, targets, k, torch.bool)
     return torch.where(exists, index, torch.zeros_like(index)), exists
 
 
@@ -73,15 +73,15 @@ def random_within(
     values = _tree_values(sources, targets)
     if values is not None:
         return _random_by_tree(values, sources, targets, float(radius), k, generator)
-    indices, found = [], []
+    indices, exist = [], []
     for distance, base in _distance_blocks(sources, targets):
         key = torch.rand(distance.shape, generator=generator, device=distance.device)
         key = key.masked_fill(~(distance <= radius.square()), 2.0)
         count = min(k, distance.shape[-1])
         best, columns = key.topk(count, dim=-1, largest=False)
         indices.append(torch.nn.functional.pad(columns + base, (0, k - count)))
-        found.append(torch.nn.functional.pad(best < 2.0, (0, k - count)))
-    index, exists = _joined(indices, targets, k, torch.long), _joined(found, targets, k, torch.bool)
+        exist.append(torch.nn.functional.pad(best < 2.0, (0, k - count)))
+    index, exists = _joined(indices, targets, k, torch.long), _joined(exist, targets, k, torch.bool)
     return torch.where(exists, index, torch.zeros_like(index)), exists
 
 
@@ -95,9 +95,9 @@ def ball_radius(sources: Space, fraction: float, rows: int = 256) -> Float[Tenso
     chosen = torch.linspace(0, P - 1, min(rows, P), device=sources.points.device).round().long()
     points, sample = sources.points[chosen], sources.sample[chosen]
     squared = _squared(points, sources.points)
-    mine = (sample.unsqueeze(1) == sources.sample) & sources.mask
-    squared = squared.masked_fill(~mine, torch.inf).sort(dim=-1).values  # (rows, P)
-    inside = (fraction * mine.sum(-1, keepdim=True)).ceil().long().clamp(min=1) - 1
+    same_sample = (sample.unsqueeze(1) == sources.sample) & sources.mask
+    squared = squared.masked_fill(~same_sample, torch.inf).sort(dim=-1).values  # (rows, P)
+    inside = (fraction * same_sample.sum(-1, keepdim=True)).ceil().long().clamp(min=1) - 1
     reach = squared.gather(1, inside).squeeze(1).sqrt()
     usable = torch.isfinite(reach) & sources.mask[chosen]
     return torch.where(usable, reach, torch.zeros_like(reach)).sum() / usable.sum().clamp(min=1)
@@ -140,8 +140,8 @@ def _squared(q: Tensor, p: Tensor) -> Tensor:
 def _joined(blocks: list[Tensor], targets: Space, k: int, dtype: torch.dtype) -> Tensor:
     if not blocks:
         return torch.zeros(0, k, dtype=dtype, device=targets.points.device)
-    whole = torch.cat(blocks, dim=-2)
-    return whole.flatten(0, 1) if whole.ndim == 3 else whole
+    joined = torch.cat(blocks, dim=-2)
+    return joined.flatten(0, 1) if joined.ndim == 3 else joined
 
 
 # --- by a tree ---
@@ -157,14 +157,14 @@ def _tree_values(sources: Space, targets: Space) -> tuple[np.ndarray, np.ndarray
         pairs = pairs // max(1, sources.shape[0])
     if pairs < _TREE_FROM:
         return None
-    everything = (sources.points, targets.points, sources.mask, sources.sample, targets.sample)
-    if any(plain_values(x) is None for x in everything):
+    tensors = (sources.points, targets.points, sources.mask, sources.sample, targets.sample)
+    if any(plain_values(x) is None for x in tensors):
         return None
     return numbers(sources.points.double()), numbers(targets.points.double())
 
 
 def numbers(x: Tensor) -> np.ndarray:
-    """The values of a tensor that has them."""
+    """The values of a tensor as a numpy array; not for tensors under vmap or a compiler."""
     plain = plain_values(x)
     assert plain is not None
     with temporarily_clear_interpreter_stack():
@@ -172,7 +172,7 @@ def numbers(x: Tensor) -> np.ndarray:
 
 
 def _apart(values: tuple[np.ndarray, np.ndarray], sources: Space, targets: Space) -> tuple[np.ndarray, np.ndarray]:
-    """Both sets with one more coordinate, which keeps the samples further apart than any two points of one."""
+    """Both sets with one more coordinate, so that points of two samples are further apart than any two of one."""
     p, q = values
     if sources.shape is not None and sources.shape[0] == 1:
         return p, q
@@ -197,9 +197,9 @@ def _nearest_by_tree(
     ranks = np.arange(1, count + 1)
     _, columns = KDTree(p[valid]).query(q, k=ranks, workers=torch.get_num_threads())  # type: ignore[arg-type]
     index = torch.from_numpy(valid[columns])
-    found = sources.sample[index] == targets.sample.unsqueeze(1)
-    index = torch.where(found, index, torch.zeros_like(index))
-    return torch.nn.functional.pad(index, (0, k - count)), torch.nn.functional.pad(found, (0, k - count))
+    exists = sources.sample[index] == targets.sample.unsqueeze(1)
+    index = torch.where(exists, index, torch.zeros_like(index))
+    return torch.nn.functional.pad(index, (0, k - count)), torch.nn.functional.pad(exists, (0, k - count))
 
 
 def _random_by_tree(
@@ -214,19 +214,19 @@ def _random_by_tree(
 
     p, q = _apart(values, sources, targets)
     valid = numbers(sources.mask).nonzero()[0]
-    index, found = torch.zeros(len(q), k, dtype=torch.long), torch.zeros(len(q), k, dtype=torch.bool)
+    index, exists = torch.zeros(len(q), k, dtype=torch.long), torch.zeros(len(q), k, dtype=torch.bool)
     if not len(valid):
-        return index, found
+        return index, exists
     pairs = KDTree(q).sparse_distance_matrix(KDTree(p[valid]), radius, output_type="coo_matrix")
     rows, columns = torch.from_numpy(pairs.row.astype(np.int64)), torch.from_numpy(valid[pairs.col])
-    mine = sources.sample[columns] == targets.sample[rows]
-    rows, columns = rows[mine], columns[mine]
+    same_sample = sources.sample[columns] == targets.sample[rows]
+    rows, columns = rows[same_sample], columns[same_sample]
     order = torch.rand(len(rows), generator=generator).argsort()
     order = order[rows[order].argsort(stable=True)]  # by row, at random within
     rows, columns = rows[order], columns[order]
     counts = rows.bincount(minlength=len(q))
     place = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-    kept = place < k
-    index[rows[kept], place[kept]] = columns[kept]
-    found[rows[kept], place[kept]] = True
-    return index, found
+    selected = place < k
+    index[rows[selected], place[selected]] = columns[selected]
+    exists[rows[selected], place[selected]] = True
+    return index, exists

@@ -1,8 +1,8 @@
-r"""Fewer points: farthest-point sampling, and weights that undo uneven sampling.
+r"""Farthest-point sampling, and quadrature weights for unevenly sampled points.
 
 Farthest-point sampling starts at the most isolated point (the one whose neighbourhood reaches furthest, which no motion
-and no order of the points changes) and goes on with the point furthest from all chosen ones. Distances that differ by
-less than a part in 10^4 count as equal and the first point wins, so that on a lattice rounding decides nothing.
+and no order of the points changes) and repeatedly adds the point furthest from all chosen ones. Distances that differ
+by less than a part in 10^4 count as equal and the first point wins, so that on a lattice rounding decides nothing.
 Points at the same place are chosen one after the other once every place has been; no point is chosen twice.
 Distances to the chosen points are kept and updated: time is points times chosen points, memory linear. The first points
 of a sample are well spread too, and what a further subsampling would choose.
@@ -98,9 +98,9 @@ def farthest_of(
     if at_random:
         score = torch.rand(B, N, generator=generator, device=cloud.coords.device)
     else:
-        both = None if elements is None else (elements, elements)
-        alone = find_neighbours(lift, cloud, cloud, min(8, max(1, N - 1)), elements=both)
-        score = alone.squared_radius.squeeze(-1)[place]
+        pair = None if elements is None else (elements, elements)
+        near = find_neighbours(lift, cloud, cloud, min(8, max(1, N - 1)), elements=pair)
+        score = near.squared_radius.squeeze(-1)[place]
     first = _first_largest(score.masked_fill(~valid, -1.0))  # (B,)
     if elements is not None:
         index = _one_after_another(_on_group(group, *(x[place] for x in elements)), valid, first, most)
@@ -113,8 +113,8 @@ def farthest_of(
             )
         if index is None:
             index = _one_after_another(_euclidean(points), valid, first, most)
-    kept = torch.arange(most, device=cloud.coords.device) < wanted.unsqueeze(1)
-    return place.gather(1, index).flatten(), (B, most), kept.flatten()
+    chosen = torch.arange(most, device=cloud.coords.device) < wanted.unsqueeze(1)
+    return place.gather(1, index).flatten(), (B, most), chosen.flatten()
 
 
 def check_fraction(fraction: float) -> None:
@@ -128,7 +128,7 @@ def check_fraction(fraction: float) -> None:
 def first_points(
     shape: tuple[int, int], mask: Bool[Tensor, "B N"] | None, fraction: float, device: torch.device
 ) -> tuple[Tensor, tuple[int, int], Tensor]:
-    """What `farthest_points` gives for points that it gave: the first of them.
+    """`farthest_points` of points that it returned before: the first of them.
 
     Each is the furthest of all points from those before it, and so also the furthest of those that were kept.
     """
@@ -174,24 +174,24 @@ def _one_after_another(distances: Distances, valid: Tensor, chosen: Tensor, most
 def _by_numbers(
     points: Tensor, valid: Tensor, first: Tensor, most: int, cell: Tensor | None
 ) -> Int[Tensor, "B M"] | None:
-    """The same on a CPU, where each of these many small steps costs numpy a tenth of what it costs torch."""
+    """`_one_after_another` in numpy, whose many small steps take a tenth of the time of torch's on a CPU."""
     values = [plain_values(x) for x in (points, valid, first)]
     if any(x is None for x in values) or (points.device.type != "cpu" and cell is None):
         return None
-    p, there, start = (numbers(x) for x in (points, valid, first))
+    p, usable_points, start = (numbers(x) for x in (points, valid, first))
     cells = [None] * len(p) if cell is None else numbers(cell)
     index = np.empty((len(p), most), np.int64)
-    for row, of_sample, exists, last, in_cell in zip(index, p, there, start, cells, strict=True):
-        _order(row, of_sample, exists, int(last), in_cell)
+    for row, of_sample, usable, last, in_cell in zip(index, p, usable_points, start, cells, strict=True):
+        _order(row, of_sample, usable, int(last), in_cell)
     return torch.from_numpy(index).to(points.device)
 
 
-def _order(index: np.ndarray, p: np.ndarray, there: np.ndarray, last: int, cell: np.ndarray | None) -> None:
+def _order(index: np.ndarray, p: np.ndarray, usable: np.ndarray, last: int, cell: np.ndarray | None) -> None:
     """Fill ``index`` with the order of the points (N, e) of one sample, from ``last`` on."""
     coordinates = np.ascontiguousarray(p.T)  # (e, N)
     difference, distance = np.empty_like(coordinates), np.empty_like(coordinates[0])
     in_cell = None if cell is None else minimum_image_distances(cell)
-    nearest = np.where(there, np.inf, -1.0).astype(p.dtype)
+    nearest = np.where(usable, np.inf, -1.0).astype(p.dtype)
     for i in range(len(index)):
         index[i] = last
         np.subtract(coordinates, coordinates[:, last, None], out=difference)
@@ -219,7 +219,7 @@ def _search_lift(group: LieGroup) -> Lift:
 
 
 def _padded(cloud: Cloud) -> tuple[Tensor, Tensor]:
-    """Numbers of the points of each sample, (B, N), and which are there and valid."""
+    """Numbers of the points of each sample, (B, N), and which are valid and no padding."""
     if cloud.shape is not None:
         place = torch.arange(len(cloud.coords), device=cloud.coords.device).view(cloud.shape)
         return place, cloud.mask[place]
@@ -227,9 +227,9 @@ def _padded(cloud: Cloud) -> tuple[Tensor, Tensor]:
     N = int(counts.max()) if len(counts) else 0
     column = torch.arange(max(N, 1), device=cloud.coords.device)
     place = (counts.cumsum(0) - counts).unsqueeze(1) + column
-    there = column < counts.unsqueeze(1)
-    place = torch.where(there, place, torch.zeros_like(place))
-    return place, there & cloud.mask[place]
+    usable = column < counts.unsqueeze(1)
+    place = torch.where(usable, place, torch.zeros_like(place))
+    return place, usable & cloud.mask[place]
 
 
 def density_weights(

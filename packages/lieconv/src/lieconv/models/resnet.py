@@ -35,7 +35,7 @@ class Resolutions:
     Fields:
         stem: of the points as given.
         blocks: of each block, from the points before it to those it keeps.
-        last: of the points that are left, where the network reads vectors out there.
+        last: of the points of the last block, where the network has vector outputs; else None.
     """
 
     stem: Geometry
@@ -102,7 +102,7 @@ class LieResNet(nn.Module):
             the draws or samples of a training batch, are refused: see `lieconv.models.potential`.
         at_random: while training, draw the neighbours of a ball and the start of subsampling at random (the paper's);
             None draws with ``fill`` and ``downsample``, and not with a ``radius``.
-        out_vectors: vectors besides the scalars, which turn with the points; the output is then a pair
+        out_vectors: vectors besides the scalars, which rotate with the points; the output is then a pair
             ``(scalars, vectors)``, vectors (B, out_vectors, d) pooled or (B, N, out_vectors, d).
         generator: randomness while training (sampled lifts, balls, the start of the sampling); None is torch's own.
 
@@ -111,7 +111,7 @@ class LieResNet(nn.Module):
             refuses, and with ``forces`` what would make them jump.
 
     Laws (exact lift): ``net(g coords, values, mask) == net(coords, values, mask)`` for every g of the group, and
-    vectors turn as the points do; the order of the points, padding and batch mates change nothing.
+    vectors rotate as the points do; the order of the points, padding and batch mates change nothing.
 
     Source: Finzi et al. 2020 (LieConv), arXiv 2002.12880, section on the network architecture. The exact lift
     and the convolution in the stem are ours.
@@ -217,8 +217,8 @@ class LieResNet(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The network's output; ``cell`` and ``quadrature`` are those of `lieconv.build_geometry`."""
         if isinstance(coords, Resolutions):
-            given = {"batch": batch, "cell": cell, "quadrature": quadrature}
-            self._check_resolutions(coords, mask, {name: x for name, x in given.items() if x is not None})
+            options = {"batch": batch, "cell": cell, "quadrature": quadrature}
+            self._check_resolutions(coords, mask, {name: x for name, x in options.items() if x is not None})
             check_weights(values, self.embed.weight)
             plan = coords
             if mask is not None:
@@ -249,7 +249,7 @@ class LieResNet(nn.Module):
         cell: Tensor | None = None,
         quadrature: Tensor | None = None,
     ) -> Resolutions:
-        """The geometries of these points, to be given in place of ``coords`` as often as the points come again.
+        """Compute the geometries of points, to pass in place of ``coords`` in later calls with the same points.
 
         What is drawn at random while training (balls, lifts, the start of the sampling) is drawn once, here.
 
@@ -259,8 +259,8 @@ class LieResNet(nn.Module):
 
         >>> import lie, torch
         >>> net, image = LieResNet(1, 10, group=lie.T(2), num_layers=2), torch.rand(1, 30, 2)
-        >>> known = net.resolutions(image)
-        >>> net(known, torch.randn(4, 30, 1)).shape
+        >>> resolutions = net.resolutions(image)
+        >>> net(resolutions, torch.randn(4, 30, 1)).shape
         torch.Size([4, 10])
         """
         if self.frame_features is not None:
@@ -305,13 +305,13 @@ class LieResNet(nn.Module):
         elements = neighbourhood.point_lift.elements(cloud.coords, neighbourhood.random(cloud.coords.device))
         return _Level(cloud, quadrature, features, elements)
 
-    def _check_resolutions(self, known: Resolutions, mask: Tensor | None, options: dict[str, Any]) -> None:
-        check_geometry(known.stem, mask, options, self.stem.kernel.first.in_features)
+    def _check_resolutions(self, resolutions: Resolutions, mask: Tensor | None, options: dict[str, Any]) -> None:
+        check_geometry(resolutions.stem, mask, options, self.stem.kernel.first.in_features)
         shape = len(self.blocks), self.readout is not None
-        if (len(known.blocks), known.last is not None) != shape:
+        if (len(resolutions.blocks), resolutions.last is not None) != shape:
             raise ValueError(
-                f"expected the resolutions of {len(self.blocks)} blocks, got those of a network of {len(known.blocks)}"
-                f"; make them by resolutions(...) of the network that uses them"
+                f"expected the resolutions of {len(self.blocks)} blocks, got those of a network of "
+                f"{len(resolutions.blocks)}; make them by resolutions(...) of the network that uses them"
             )
 
     def _outputs(self, geometry: Geometry, x: Tensor, vectors: Tensor | None) -> Tensor | tuple[Tensor, Tensor]:
@@ -403,8 +403,8 @@ def _checked_pool(pool: Any) -> Literal["mean", "sum", False]:
 
 def _fractions(downsample: float | Sequence[float], num_layers: int) -> list[float]:
     """The fraction of its points that each block keeps."""
-    several = isinstance(downsample, Sequence) and not isinstance(downsample, str)
-    fractions = list(downsample) if several else [downsample] * num_layers  # type: ignore[arg-type]
+    per_block = isinstance(downsample, Sequence) and not isinstance(downsample, str)
+    fractions = list(downsample) if per_block else [downsample] * num_layers  # type: ignore[arg-type]
     try:
         for fraction in fractions:
             check_fraction(fraction)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""From neighbourhoods to features; knows no data set."""
+"""Layers on point sets: convolution, normalisation, blocks, pooling, vector outputs."""
 
 from lieconv.nn.blocks import BottleneckBlock, masked_mean, pool
 from lieconv.nn.conv import LieConv

@@ -1,4 +1,4 @@
-r"""The LieConv layer: a convolution on the group, estimated from the points at hand.
+r"""The LieConv layer: a convolution on the group, estimated from the given points.
 
 .. math:: h_i = \sum_j w_{ij}\, k_\theta(v_j^{-1} u_i, q_i, q_j)\, f_j
 
@@ -142,11 +142,11 @@ class LieConv(nn.Module):
         else:
             rows = max(1, _PAIRS // k)
             blocks = zip(*(x.split(rows) for x in pairs), strict=True)
-            out = torch.cat([self._kept_small(*block, wide, S, matrices) for block in blocks], dim=1)
+            out = torch.cat([self._recomputed_block(*block, wide, S, matrices) for block in blocks], dim=1)
         return out if geometry.full else out.masked_fill(~geometry.mask.unsqueeze(-1), 0.0)
 
-    def _kept_small(self, *arguments: Any) -> Tensor:
-        """`_block`, computed again in backward."""
+    def _recomputed_block(self, *arguments: Any) -> Tensor:
+        """`_block` that is computed again in backward instead of holding the features of its pairs."""
         if not torch.is_grad_enabled():
             return self._block(*arguments)
         return checkpoint(self._block, *arguments, use_reentrant=False)  # type: ignore[return-value]

@@ -83,19 +83,19 @@ class KernelNetwork(nn.Module):
         spread = torch.maximum((square - mean.square()).clamp(min=0).sqrt(), 0.01 * square.sqrt())
         spread = torch.where(spread > 1e-12, spread, torch.ones_like(spread))
         later = MOMENTUM if self.standardise is True else 0.0
-        share = torch.where(self.batches > 0, later, 1.0).to(self.mean)  # the first batch counts whole
-        share = torch.where(sums[-1] > 0, share, torch.zeros_like(share))  # nothing valid, nothing learnt
+        share = torch.where(self.batches > 0, later, 1.0).to(self.mean)  # the first batch sets the statistics alone
+        share = torch.where(sums[-1] > 0, share, torch.zeros_like(share))  # a batch without points changes nothing
         self.mean.lerp_(mean.to(self.mean), share)
         self.spread.lerp_(spread.to(self.spread), share)
         self.batches.add_((sums[-1] > 0).to(self.batches))
 
 
 def _sums(geometry: Geometry) -> Float[Tensor, " 2c+1"]:
-    """Sums of the coordinates and of their squares over pairs, by window weight; and the weight. Once a geometry."""
-    known = None if torch.compiler.is_compiling() else geometry.__dict__.get("_sums")
-    if known is None:
+    """Weighted sums of the coordinates and of their squares over pairs, and of the weights; cached in the geometry."""
+    sums = None if torch.compiler.is_compiling() else geometry.__dict__.get("_sums")
+    if sums is None:
         x, weights = geometry.kernel_coords.detach().flatten(0, 1), geometry.weights.detach().flatten()
-        known = torch.cat([weights @ x, weights @ x.square(), weights.sum().view(1)])
+        sums = torch.cat([weights @ x, weights @ x.square(), weights.sum().view(1)])
         if not torch.compiler.is_compiling():
-            object.__setattr__(geometry, "_sums", known)
-    return known
+            object.__setattr__(geometry, "_sums", sums)
+    return sums

@@ -1,4 +1,4 @@
-"""Between the layout of a batch and rows of points: padded (B, N, C), ragged (P, C), shared coordinates."""
+"""Convert between the layouts of a batch (padded, ragged, shared coordinates) and rows of points."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def check_weights(values: Tensor, weight: Tensor) -> None:
 
 
 def check_geometry(geometry: Geometry, mask: Tensor | None, options: dict[str, Any], dim: int) -> None:
-    """Raise where a geometry is of another kind than the layer, or comes with what would have made another one."""
+    """Raise if a geometry does not fit the layer, or comes with a mask or options that only building one can use."""
     if not isinstance(geometry, Geometry):
         raise TypeError(f"expected a Geometry, got {type(geometry).__name__}; make one by lieconv.build_geometry")
     if options:
@@ -95,10 +95,12 @@ def check_geometry(geometry: Geometry, mask: Tensor | None, options: dict[str, A
         )
     if mask is None:
         return
-    ours = geometry.source_mask[:: geometry.num_samples]
-    if mask.numel() != ours.numel():
-        raise ValueError(f"expected the mask of the geometry, of {ours.numel()} points, got {tuple(mask.shape)}")
-    plain = [plain_values(x) for x in (mask, ours)] if mask.device.type == "cpu" else [None]
-    given, known = plain if len(plain) == 2 else (None, None)
-    if given is not None and known is not None and not torch.equal(given.flatten().bool(), known):
+    mask_of_geometry = geometry.source_mask[:: geometry.num_samples]
+    if mask.numel() != mask_of_geometry.numel():
+        raise ValueError(
+            f"expected the mask of the geometry, of {mask_of_geometry.numel()} points, got {tuple(mask.shape)}"
+        )
+    plain = [plain_values(x) for x in (mask, mask_of_geometry)] if mask.device.type == "cpu" else [None]
+    passed, expected = plain if len(plain) == 2 else (None, None)
+    if passed is not None and expected is not None and not torch.equal(passed.flatten().bool(), expected):
         raise ValueError("a geometry has its mask from where it was built, got another; build it with this one")

@@ -1,4 +1,4 @@
-"""Normalisation that sees only valid points, over one process or many."""
+"""Normalisation over the valid points of a batch, of one process or of all processes together."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class MaskedBatchNorm(nn.Module):
         if mask is None:
             return self._plain(y).to(dtype)
         padding = ~mask.unsqueeze(-1)
-        y = y.masked_fill(padding, 0.0)  # whatever stands there, NaN too
+        y = y.masked_fill(padding, 0.0)  # padding may hold anything, NaN too
         if self.training:
             centred, var = self._centred(y, mask)
             y = torch.addcmul(self.bias.to(y), centred, self.weight * (var + self.eps).rsqrt())
@@ -83,10 +83,10 @@ class MaskedBatchNorm(nn.Module):
         centred = rows - mean
         var = self._over_all(share @ centred.square())
         with torch.no_grad():
-            some = (count > 0).to(self.running_mean)
+            nonempty = (count > 0).to(self.running_mean)
             unbiased = torch.where(count > 1, var * count / (count - 1).clamp(min=1), torch.ones_like(var))
-            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum * some)
-            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum * some)
+            self.running_mean.lerp_(mean.to(self.running_mean), self.momentum * nonempty)
+            self.running_var.lerp_(unbiased.to(self.running_var), self.momentum * nonempty)
         return centred.view_as(y), var
 
     def _over_all(self, total: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class MaskedBatchNorm(nn.Module):
 class PointLayerNorm(nn.Module):
     """Layer normalisation of the features of each point; padded points come out as zero.
 
-    Of no other point: the forces on one molecule do not depend on the others of its batch.
+    No other point enters: the forces on one molecule do not depend on the others of its batch.
 
     Args:
         channels: features a point.

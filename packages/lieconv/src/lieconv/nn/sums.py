@@ -1,4 +1,4 @@
-"""Sums over neighbours, with gradients that lie in memory as what they are gradients of.
+"""Sums over neighbours whose gradients have the memory layout of their tensors, so that no copy is made.
 
 The gradient that autograd makes of ``near.mT @ phi`` is the transpose of a product, and is copied, once for every
 neighbour and channel, before it can be added up over the points. In the right order no product needs a copy.

@@ -1,13 +1,14 @@
-r"""Vector outputs that turn with the points: forces, velocities, dipoles.
+r"""Vector outputs that rotate with the points: forces, velocities, dipoles.
 
-Offsets to neighbours turn with the points; numbers that do not, made of features and kernel coordinates, weigh them:
+They are sums of offsets to neighbours, which rotate with the points, weighted by invariant numbers made of features and
+kernel coordinates:
 
 .. math:: y_i = \sum_j w_{ij}\, s_{ij}\, (x_j - x_i) \; [+\; a_i \times b_i] \;[+\; c_i\, p_i]
 
-with :math:`s_{ij} = \sum_m \phi_m(v_j^{-1} u_i)\, (A f_j)_m`, the cross product of two such sums in space (turned
-offsets in the plane) where the group keeps orientation and length, and the point p as seen from a centre: that which
-the group keeps or, where the vectors of a sample are pooled, its mean (vectors of points stay local). Where a
-neighbourhood is symmetric the sum lies in what the symmetry leaves fixed, as it must.
+with :math:`s_{ij} = \sum_m \phi_m(v_j^{-1} u_i)\, (A f_j)_m`, the cross product of two such sums in space (offsets
+rotated by a quarter turn in the plane) where the group keeps orientation and length, and the point p as seen from a
+centre: that which the group keeps or, where the vectors of a sample are pooled, its mean (vectors of points stay
+local). In a symmetric neighbourhood the sum is a vector that the symmetry keeps.
 """
 
 from __future__ import annotations
