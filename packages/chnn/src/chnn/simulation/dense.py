@@ -16,12 +16,10 @@ import torch
 from jaxtyping import Float
 from lie.integrators import IntegrationError
 from lie.integrators.adaptive import evaluate
-from lie.integrators.tableaux import DOP853, Row
+from lie.integrators.tableaux import DOP853, LARGEST_FACTOR, SAFETY, SMALLEST_FACTOR, Row
 from torch import Tensor
 
 Field = Callable[[Tensor, Tensor], Tensor]
-
-_SAFETY, _SMALLEST, _LARGEST = 0.85, 0.2, 10.0
 
 
 def integrate_dense(
@@ -65,8 +63,8 @@ def integrate_dense(
         with torch.no_grad():
             error = _error(size[state], y, new, K, rtol, atol)
             accepted = (error <= 1.0) & going
-            factor = (_SAFETY * error.clamp(min=1e-12).log().mul(-1 / 8).exp()).nan_to_num(nan=_SMALLEST)
-            factor = torch.where(torch.isfinite(error), factor.clamp(_SMALLEST, _LARGEST), _SMALLEST)
+            factor = (SAFETY * error.clamp(min=1e-12).log().mul(-1 / 8).exp()).nan_to_num(nan=SMALLEST_FACTOR)
+            factor = torch.where(torch.isfinite(error), factor.clamp(SMALLEST_FACTOR, LARGEST_FACTOR), SMALLEST_FACTOR)
             wanted = size * torch.where(accepted, factor, factor.clamp(max=1.0))
             wanted = torch.where(lands & accepted, torch.maximum(h, wanted), wanted)
             end = torch.where(accepted, torch.where(lands, final, now + size), now)

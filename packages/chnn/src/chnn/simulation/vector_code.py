@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import llvmlite.binding as llvm
-from lie.integrators.tableaux import DOP853
+from lie.integrators.tableaux import DOP853, LARGEST_FACTOR, SAFETY, SMALLEST_FACTOR
 from llvmlite import ir
 
 from chnn.simulation.graph import Program
 
 LANES = 8
-SAFETY, SMALLEST, LARGEST = 0.85, 0.2, 10.0
 INDEX = ir.IntType(64)
 VECTOR = ir.VectorType(ir.DoubleType(), LANES)
 _COMPARE = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -225,17 +224,21 @@ def _define_attempt(module: ir.Module, functions: dict[str, ir.Function], size: 
     accepted = builder.fcmp_ordered("<=", error, constant(1.0))
     buffer.store(error, place["error"])
     buffer.store(builder.select(accepted, constant(1.0), constant(0.0)), place["accepted"])
-    # 0.85 / error^(1/8), between 0.2 and 10, at most 1 after a rejected step, 0.2 after one that is not finite.
+    # SAFETY / error^(1/8) between the bounds; at most 1 after a rejected step, the least after one not finite.
     root = builder.select(builder.fcmp_ordered(">", error, constant(1e-12)), error, constant(1e-12))
     for _ in range(3):
         root = intrinsic(builder, "sqrt", root)
     factor = builder.fdiv(constant(SAFETY), root)
-    factor = builder.select(builder.fcmp_ordered("<", factor, constant(LARGEST)), factor, constant(LARGEST))
-    factor = builder.select(builder.fcmp_ordered(">", factor, constant(SMALLEST)), factor, constant(SMALLEST))
+    factor = builder.select(
+        builder.fcmp_ordered("<", factor, constant(LARGEST_FACTOR)), factor, constant(LARGEST_FACTOR)
+    )
+    factor = builder.select(
+        builder.fcmp_ordered(">", factor, constant(SMALLEST_FACTOR)), factor, constant(SMALLEST_FACTOR)
+    )
     shorter = builder.select(builder.fcmp_ordered("<", factor, constant(1.0)), factor, constant(1.0))
     factor = builder.select(accepted, factor, shorter)
     finite = builder.fcmp_ordered("<", error, constant(float("inf")))
-    buffer.store(builder.select(finite, factor, constant(SMALLEST)), place["factor"])
+    buffer.store(builder.select(finite, factor, constant(SMALLEST_FACTOR)), place["factor"])
     builder.call(functions["project"], [buffer.at(place["new"]), buffer.at(place["projected"])])
     builder.call(functions["velocity"], [buffer.at(place["projected"]), buffer.at(place["rate"])])
     builder.ret_void()

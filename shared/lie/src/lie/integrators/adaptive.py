@@ -26,10 +26,9 @@ from lie.integrators.checks import check_count, check_first_step, check_toleranc
 from lie.integrators.compiling import compiled_step
 from lie.integrators.errors import IntegrationError
 from lie.integrators.fields import Field, in_dtype_of
-from lie.integrators.tableaux import DOP853, DOPRI5, Row, Tableau
+from lie.integrators.tableaux import DOP853, DOPRI5, LARGEST_FACTOR, SAFETY, SMALLEST_FACTOR, Row, Tableau
 from lie.integrators.transforms import anywhere, concrete, differentiates_forward, largest, positions
 
-_SAFETY, _SMALLEST, _LARGEST = 0.85, 0.2, 10.0
 _FLUSH = 2**22  # numbers kept of the steps before the outputs within them are written
 _STAGES = 28  # of the attempts in one compiled call, whose own cost they share: 4 of dopri5, 1 of dop853
 
@@ -293,10 +292,10 @@ def _attempt_of(
         with torch.no_grad():
             error = _error(options, size, y, new, K)
             accepted = (error <= 1.0) & ~idle  # false for NaN
-            factor = _SAFETY * _power(error.clamp(min=1e-12), tableau.error_exponent)
+            factor = SAFETY * _power(error.clamp(min=1e-12), tableau.error_exponent)
             # NaN, or infinite: as short as allowed. A rejected step may not grow.
-            factor = torch.where(torch.isfinite(error), factor, torch.full_like(factor, _SMALLEST))
-            factor = factor.clamp(_SMALLEST, _LARGEST)
+            factor = torch.where(torch.isfinite(error), factor, torch.full_like(factor, SMALLEST_FACTOR))
+            factor = factor.clamp(SMALLEST_FACTOR, LARGEST_FACTOR)
             factor = torch.where(accepted, factor, factor.clamp(max=1.0)).to(now.dtype)
             # A step cut short by its limit says little about the next one: it may not shrink the proposal.
             wanted = torch.where(lands & accepted, torch.maximum(h, size * factor), size * factor)

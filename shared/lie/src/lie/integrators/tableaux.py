@@ -10,6 +10,11 @@ from dataclasses import dataclass
 
 Row = tuple[float, ...]
 
+SAFETY = 0.85
+"""The next step is this times the step whose error would be just the tolerance: a rejected step costs a whole one."""
+SMALLEST_FACTOR, LARGEST_FACTOR = 0.2, 10.0
+"""Bounds of the next step over the last one. Every solver of these pairs takes the same, to take the same steps."""
+
 
 @dataclass(frozen=True)
 class Tableau:
