@@ -371,7 +371,7 @@ def test_errors_name_what_was_expected_and_the_remedy():
         build_geometry(SE2(), x[0], batch=torch.zeros(5))
     with pytest.raises(ValueError, match=r"batch of shape \(5,\), got \(4,\)"):
         build_geometry(SE2(), x[0], batch=torch.zeros(4, dtype=torch.long))
-    with pytest.raises(ValueError, match="do not fall; sort the points"):
+    with pytest.raises(ValueError, match="non-decreasing; sort the points"):
         build_geometry(SE2(), x[0], batch=torch.tensor([0, 1, 0, 1, 1]))
     geometry = build_geometry(SE2(), x)
     with pytest.raises(ValueError, match=r"values of shape \(2, 5, 1\) for this geometry, got \(2, 4, 1\)"):

@@ -244,7 +244,7 @@ def refused() -> dict[str, tuple[type[Exception], str, object]]:
     calls = {
         "batch falls, unsigned": (
             ValueError,
-            "do not fall",
+            "non-decreasing",
             lambda: layer(*flat, batch=torch.tensor([1] * 6 + [0] * 6, dtype=torch.uint8)),
         ),
         "batch complex": (TypeError, "integer sample numbers", lambda: layer(*flat, batch=torch.zeros(12) + 0j)),

@@ -70,7 +70,7 @@ def build_geometry(
         query_mask: valid queries.
         targets: in place of queries, numbers of the points at which to evaluate, (M,), as `farthest_points` gives.
         target_shape, target_mask: (B, M') of padded targets, and which of them are valid.
-        batch, query_batch: sample of each point of a ragged batch; integers from 0 that do not fall.
+        batch, query_batch: sample of each point of a ragged batch; integers from 0, non-decreasing.
         cell: vectors of a periodic cell as rows, (d, d) or (B, d, d), for groups that preserve lengths.
         quadrature: how much each point counts, not negative, of the shape of the points: 1 / density makes the sum
             over unevenly sampled points stand for an integral (see `lieconv.geometry.density_weights`).

@@ -160,7 +160,9 @@ def _check_batch(batch: Tensor, coords: Tensor) -> int:
         return 0
     batch = batch.long()  # differences of unsigned numbers are never negative
     if bool((batch.diff() < 0).any()) or int(batch[0]) < 0:
-        raise ValueError("expected sample numbers from 0 up that do not fall; sort the points by sample")
+        raise ValueError(
+            "expected sample numbers in batch that are non-negative and non-decreasing; sort the points by sample"
+        )
     count = int(batch[-1]) + 1
     if count > _SAMPLES:
         raise ValueError(f"expected sample numbers from 0 up, one after another, got one of {count - 1}")
