@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from chnn.formats import read_robot
 from chnn.formats.frames import from_quaternion, from_xy_axes, from_z_axis
 from chnn.formats.meshes import read_mesh
@@ -257,3 +258,25 @@ def test_a_mesh_that_is_drawn_again_and_again_is_counted(tmp_path):
     refusal(
         written(tmp_path, f'<robot><link name="world">{visual * 200}</link></robot>'), "more than 2000000 triangles"
     )
+
+
+def test_equations_too_long_to_compile_are_simulated_by_torch(tmp_path, caplog):
+    """Forty links in a row: compiling them did not end in 250 s."""
+    axes = ("1 0.2 0", "0 1 0.3")
+    links = "".join(
+        f'<body name="b{i}" pos="0.3 0 0"><joint name="j{i}" type="hinge" axis="{axes[i % 2]}"/>'
+        '<inertial pos="0.15 0 0" mass="1" diaginertia="0.01 0.02 0.02"/>'
+        for i in range(40)
+    )
+    path = written(tmp_path, f"<mujoco><worldbody>{links}{'</body>' * 40}</worldbody></mujoco>")
+    robot = System.from_file(path)
+    z0, times = robot.state(), torch.linspace(0, 0.01, 2)
+    start = time.process_time()
+    with caplog.at_level("INFO", "chnn.simulation"):
+        z = robot.simulate(z0, times)
+    # The program is abandoned after 250,000 operations, in about 3 s; the steps by torch take as long again.
+    assert time.process_time() - start < 60.0
+    assert "more than the 250,000 operations" in caplog.text
+    assert robot.constraints(z).abs().max() < 1e-12
+    with pytest.raises(UserError, match=r"backend 'numba' cannot simulate .* 250,000 operations"):
+        robot.simulate(z0, times, backend="numba")
