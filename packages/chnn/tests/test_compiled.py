@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -200,3 +201,17 @@ def test_kernels_are_kept_on_disk_by_what_they_depend_on(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     simulate_compiled(a, a.sample(1), torch.tensor([0.0, 0.1], dtype=torch.float64), rtol=1e-7, atol=1e-9)
+
+
+def test_kernels_are_keyed_by_the_tableaux(monkeypatch, tmp_path):
+    from chnn.simulation import kernels
+
+    system = ChainPendulum(links=2)
+    kernels._version.cache_clear()
+    before = kernels.fingerprint(system)
+    changed = tmp_path / "tableaux.py"
+    changed.write_text(Path(kernels.tableaux.__file__).read_text() + "\n# another constant\n")
+    monkeypatch.setattr(kernels.tableaux, "__file__", str(changed))
+    kernels._version.cache_clear()
+    assert kernels.fingerprint(system) != before
+    kernels._version.cache_clear()

@@ -20,6 +20,7 @@ from weakref import WeakKeyDictionary
 
 import llvmlite
 import torch
+from lie.integrators import tableaux
 from lie.run import atomic_path
 from torch import Tensor
 
@@ -122,11 +123,14 @@ def cache_folder() -> Path:
 
 @cache
 def _version() -> str:
-    """Of the code that makes kernels: another version makes other modules."""
+    """Hash of torch, llvmlite, the processor and the sources that make kernels, the core's tableaux among them.
+
+    Part of the cache key, so that a changed generator never loads an old kernel.
+    """
     digest = hashlib.sha256(f"{torch.__version__} {llvmlite.__version__} {processor()}".encode())
     package = Path(__file__).parents[1]
     paths = [path for folder in ("mechanics", "simulation") for path in sorted((package / folder).glob("*.py"))]
-    for path in (*paths, package / "systems" / "base.py"):
+    for path in (*paths, package / "systems" / "base.py", Path(tableaux.__file__)):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
