@@ -281,7 +281,7 @@ def test_bad_tables(table, message, swept, tmp_path, capfd):
         (["no/such"], "no folder no/such"),
         (["SWEPT", "--measure", "mean"], "did you mean 'mean_squared'"),
         (["SWEPT", "--generators", "rotat"], "choose --generators from"),
-        (["SWEPT", "--accuracies", "no/such.csv"], "cannot read the accuracies in no/such.csv (No such file"),
+        (["SWEPT", "--accuracies", "no/such.csv"], "no file no/such.csv"),
     ],
 )
 def test_bad_arguments(arguments, message, swept, capfd):

@@ -238,7 +238,8 @@ def test_a_worker_that_dies_costs_its_model_only(tmp_path):
     }  # fmt: skip
     assert "the worker died" in records["test_vit"]["error"]["message"]
     assert records["test_resnet"]["result"]["process"] != found["process"]
-    assert sorted(read_records(tmp_path)) == names
+    # The worker's results are no measurements, which `read_records` would refuse: their files are counted.
+    assert sorted(path.stem for path in (tmp_path / "models").glob("*.json")) == names
 
 
 def test_a_task_reports_what_it_cannot_do():
