@@ -241,7 +241,7 @@ def test_a_full_disk_is_one_line_and_training_goes_on(tmp_path, fails, small_fil
     argv = ["train", "chain-pendulum", "--links", "1", *TINY, "--out", str(tmp_path / "run")]
     small_files(3000)
     error = fails(*argv)
-    assert "cannot write" in error and f"go on with chnn train --resume {tmp_path / 'run'}" in error
+    assert "cannot write" in error and f"resume with chnn train --resume {tmp_path / 'run'}" in error
     small_files(resource.RLIM_INFINITY)
     assert leftovers(tmp_path) == []
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0

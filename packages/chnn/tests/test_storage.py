@@ -371,7 +371,7 @@ def test_every_flipped_bit_is_refused_or_harmless_and_resume_makes_the_same_bits
             assert len(said.splitlines()) == 1 if said else harmless, (name, place)
         path.write_bytes(flipped)
         if name == "run.json":  # which says what the run is: nothing can make it again
-            assert "bring the file back as it was" in fails("simulate", "--resume", folder)
+            assert "restore the file as it was" in fails("simulate", "--resume", folder)
             path.write_bytes(data)
             continue
         assert main(["simulate", "--resume", str(folder), "--no-animation"]) == 0

@@ -217,7 +217,7 @@ def test_broken_runs_are_one_line(shapes, tmp_path, capsys):
     assert "do not fit LieResNet" in fails(capsys, "evaluate", run)
     weights.unlink()
     (run / "checkpoint.safetensors").unlink()
-    assert "is not finished; go on with" in fails(capsys, "evaluate", run)
+    assert "is not finished; resume with" in fails(capsys, "evaluate", run)
     (run / "checkpoint.safetensors").write_bytes(good)
     assert "another program" in fails(capsys, "train", "--resume", run)
     (run / "config.json").write_text('{"config": {"a": 1}}')

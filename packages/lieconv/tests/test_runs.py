@@ -253,7 +253,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(trained, data, tmp_path, ca
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
         error = fails(capsys, "train", "--data", data, *TINY, "--out", tmp_path / "run")
-        assert "cannot write" in error and f"go on with lieconv train --resume {tmp_path / 'run'}" in error
+        assert "cannot write" in error and f"resume with lieconv train --resume {tmp_path / 'run'}" in error
         resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
         for command in (["evaluate", trained], ["predict", trained, "--input", data]):
             assert "cannot write" in fails(capsys, *command, "--out", tmp_path / "out")

@@ -150,7 +150,7 @@ def test_resuming_a_finished_sweep_measures_nothing(swept, monkeypatch, capfd):
 def test_a_folder_that_holds_a_sweep_is_not_overwritten(swept, capfd):
     before = sorted(path.name for path in (swept / "models").iterdir())
     assert main(["sweep", "test_resnet", *QUICK, "--out", str(swept)]) == 2
-    assert "already holds a run; go on with it by --resume" in capfd.readouterr().err
+    assert "already holds a run; resume it with --resume" in capfd.readouterr().err
     assert sorted(path.name for path in (swept / "models").iterdir()) == before
     assert main(["sweep", "--resume", str(swept), "--seed", "4"]) == 2
     assert "was swept with seed=0, got 4" in capfd.readouterr().err

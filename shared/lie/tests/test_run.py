@@ -199,7 +199,7 @@ def test_commands_end_with_the_right_code(capsys):
     code, captured = run("gret")
     assert code == 2 and "did you mean 'greet'" in captured.err and captured.err.count("\n") == 1
     code, captured = run("greet", "--name", "ctrl-c")
-    assert code == 130 and captured.err == "tool: interrupted; go on with: tool greet --resume here\n"
+    assert code == 130 and captured.err == "tool: interrupted; resume with: tool greet --resume here\n"
     for argv, message in {
         (): "expected a command, one of greet; see tool --help",
         ("greet", "--often", "x"): "--often: invalid literal for int() with base 10: 'x'",

@@ -172,7 +172,7 @@ def test_memory_and_disk_are_one_line_and_a_mistake_of_ours_is_not(tmp_path, cap
         assert code == 2 and message in error and "--resume" not in error
     code, error = command(capsys, "--fails", "file", "--out", tmp_path / "run")
     assert code == 2 and f"cannot write {tmp_path / 'run' / 'a.npz'}: the disk is full" in error
-    assert f"go on with tool work --resume {tmp_path / 'run'}" in error
+    assert f"resume with tool work --resume {tmp_path / 'run'}" in error
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.json"]
     with pytest.raises(RuntimeError, match="mistake of ours"):
         command(capsys, "--fails", "bug")
@@ -300,7 +300,7 @@ def test_a_run_goes_on_bit_for_bit(tmp_path):
     config = Config()
     assert train(tmp_path / "whole", config) == 0
     train(tmp_path / "cut", config, until=3)
-    with pytest.raises(UserError, match="not finished; go on with: lie-core train --resume"):
+    with pytest.raises(UserError, match="not finished; resume with: lie-core train --resume"):
         load_run(tmp_path / "cut", Config, program="lie-core")
     with pytest.raises(UserError, match="already holds a run"):
         train(tmp_path / "cut", config)

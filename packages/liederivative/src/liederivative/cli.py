@@ -55,7 +55,7 @@ class Measure(MeasureOptions):
     out: str = "runs/measure"
     """folder for the results, made if absent"""
     resume: str | None = None
-    """go on with the interrupted run in this folder, with its settings: models already measured are kept"""
+    """resume the interrupted run in this folder, with its settings: models already measured are kept"""
 
     def run(self) -> None:
         """Check everything given, then measure model after model, then write and show the results."""
@@ -155,7 +155,7 @@ class Measure(MeasureOptions):
                 write_json(folder / f"{name}.json", {"fingerprint": stamp, "result": record})
                 records[name] = record
         except UserError:
-            if not records and not any(folder.iterdir()):  # nothing to go on with
+            if not records and not any(folder.iterdir()):  # nothing to resume
                 folder.rmdir()
                 (out / "config.json").unlink()
             raise

@@ -1,4 +1,4 @@
-"""What the commands that measure models have in common: their settings, and how a run is gone on with."""
+"""What the commands that measure models have in common: their settings, and how a run is resumed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class ModelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasureOptions(ModelOptions):
-    """Settings of a measurement of whole models, and how a run is gone on with."""
+    """Settings of a measurement of whole models, and how a run is resumed."""
 
     batch_size: Count = 4
     """images at once"""
@@ -86,7 +86,7 @@ class MeasureOptions(ModelOptions):
         stored = read_json(Path(folder) / "config.json")
         known = {field.name for field in fields(self)}
         if not isinstance(stored, dict) or stored.pop("command", None) != name or stored.keys() != known:
-            raise UserError(f"{folder}/config.json is not that of a {kind}; give the --out of the {kind} to go on with")
+            raise UserError(f"{folder}/config.json is not that of a {kind}; give the --out of the {kind} to resume")
         before = validate(type(self), stored, f"{folder}/config.json")
         changes: dict[str, Any] = {"out": folder, "resume": folder}
         default = type(self)()

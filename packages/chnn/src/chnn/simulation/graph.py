@@ -544,7 +544,7 @@ _RUN: dict[str, Callable[..., Any]] = {
 
 def _run(graph: Graph, target: Any, arguments: Any, options: Any) -> Any:
     packet = getattr(target, "overloadpacket", target)
-    name = packet.__name__.rstrip("_")  # an operation in place: the trace goes on with its result
+    name = packet.__name__.rstrip("_")  # an operation in place: the trace continues with its result
     if name == "linalg_cholesky_ex":
         return _cholesky(graph, arguments[0])
     if name == "cholesky_solve":

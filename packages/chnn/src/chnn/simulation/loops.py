@@ -121,7 +121,7 @@ def solve(code, places, start, times, rtol, atol, max_steps, dense, out, status,
     following = 0
     active = 0
     while True:
-        # Lanes without a sample take the next; one that finds none goes on with a step of 0 and is not looked at.
+        # Lanes without a sample take the next; one that finds none continues with a step of 0 and is not looked at.
         fresh = False
         for lane in range(LANES):
             if sample[lane] < 0 and (following < batch or steps[lane] == 0):

@@ -24,7 +24,7 @@ class Simulate(SystemFlags):
     """Simulate a system in float64 to a folder, report its energy and constraint drift, and draw it.
 
     The folder holds the states (trajectories.npz, or shards of 64 MiB), run.json, drifts.csv, metrics.json and a
-    moving picture; chnn.storage.load_run reads it. A run that was stopped goes on with --resume RUN and ends with the
+    moving picture; chnn.storage.load_run reads it. A run that was stopped is resumed by --resume RUN and ends with the
     same bits.
 
     Example: chnn simulate chain-pendulum --links 3 --out runs/chain3
@@ -48,7 +48,7 @@ class Simulate(SystemFlags):
     out: Path | None = None
     """Folder for the run; made if it is not there."""
     resume: Path | None = None
-    """Folder of an interrupted run to go on with, by its own settings."""
+    """Folder of an interrupted run to resume, with its own settings."""
     trajectories: Trajectories = 10
     """Number of random initial states; trajectory k is the same however many there are."""
     horizon: Positive | None = None
@@ -90,7 +90,7 @@ class Simulate(SystemFlags):
                 raise unknown_name("animation", kind, [*KINDS, "none"])
             check_kind(kind)  # before an hour of simulation
         if (self.out is None) == (self.resume is None):
-            raise UserError("give either SYSTEM and --out RUN for a new run or --resume RUN to go on with one")
+            raise UserError("give either SYSTEM and --out RUN for a new run or --resume RUN to resume one")
         if self.resume is not None:
             settings = read_settings(self.resume)
             self._refuse_changes(settings)
@@ -106,7 +106,7 @@ class Simulate(SystemFlags):
             settings.plan(system)
             if (folder / RUN).exists():
                 raise UserError(
-                    f"{folder} already holds a run; go on with --resume {folder}, or give another --out"
+                    f"{folder} already holds a run; resume it with --resume {folder}, or give another --out"
                 )  # fmt: skip
         with output_directory(folder) as out:
             metrics = simulate_run(settings, out, system=system, animation=kinds)
@@ -122,14 +122,14 @@ class Simulate(SystemFlags):
             if name in ("resume", "animation", "no_animation") or value == default:
                 continue
             if name == "set":
-                raise UserError(f"a run goes on with its own parameters {settings.parameters}; leave out --set")
+                raise UserError(f"a resumed run keeps its own parameters {settings.parameters}; leave out --set")
             was = own.get(name)
             if name == "file":
                 value = str(value.resolve())
             if (list(value) if isinstance(value, tuple) else value) != was:
                 flag = "SYSTEM" if name == "system" else "--" + name.replace("_", "-")
                 raise UserError(
-                    f"the run in {self.resume} has {name} {was!r}, got {flag} {value!r}; a run goes on with its own "
+                    f"the run in {self.resume} has {name} {was!r}, got {flag} {value!r}; a resumed run keeps its own "
                     "settings: leave the flag out, or begin another run with --out"
                 )
 

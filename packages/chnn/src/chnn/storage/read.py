@@ -124,7 +124,7 @@ def load_run(path: str | Path, *, system: System | None = None) -> Run:
         raise UserError(f"no run at {path}: the folder does not exist")
     settings = read_settings(path)
     if not (path / METRICS).exists():
-        raise UserError(f"the run in {path} is not finished; go on with: chnn simulate --resume {path}")
+        raise UserError(f"the run in {path} is not finished; resume with: chnn simulate --resume {path}")
     if settings.format == "parquet":
         parquet_library()
     system = system or settings.build()

@@ -51,7 +51,7 @@ _log = getLogger(__name__)
 def simulate_run(
     settings: Settings, out: str | Path, *, system: System | None = None, animation: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Simulate trajectories from random initial states into the folder ``out``, or go on with what is there.
+    """Simulate trajectories from random initial states into the folder ``out``, or resume what is there.
 
     A run that was killed anywhere and goes on ends with the same bits as one that was not: what is whole stays,
     what is missing or damaged is made again. Every file is read and compared with its checksum for that.
@@ -60,7 +60,7 @@ def simulate_run(
         settings: of the run; for a folder with a run in it they must be its own.
         out: the folder, made if it is not there; see `chnn.storage.load_run`.
         system: a system of your own; by default the one that the settings name.
-        animation: kinds of pictures that whoever goes on with the run is to draw; a new run's are kept in run.json.
+        animation: kinds of pictures to draw when the run is resumed; those of a new run are kept in run.json.
 
     Returns:
         What ``metrics.json`` holds: drifts, settings, units, versions, seconds.
@@ -205,10 +205,10 @@ def read_run(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it is missing, damaged, or of another kind.
     """
-    stored = read_sealed(path, "bring the file back as it was, or make the run again in another --out")
+    stored = read_sealed(path, "restore the file as it was, or make the run again in another --out")
     settings = stored.get("settings")
     if not isinstance(settings, dict) or not settings:
-        raise UserError(f"{path} holds no settings of a simulation; bring the file back as it was")
+        raise UserError(f"{path} holds no settings of a simulation; restore the file as it was")
     validate(_RunFile, stored, str(path))
     return stored
 
@@ -255,7 +255,7 @@ def _simulate_shard(
         append_sum(name)
     except WriteError as error:
         raise UserError(
-            f"{error}; what is whole is kept: mend that and go on with chnn simulate --resume {out}"
+            f"{error}; complete files are kept: mend that and resume with chnn simulate --resume {out}"
         ) from None
     return drifts, seconds
 

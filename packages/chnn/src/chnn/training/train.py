@@ -25,7 +25,7 @@ CHECKPOINT_EVERY = 250
 
 
 def train(config: TrainConfig, system: System, run: RunFolder[TrainConfig], device: torch.device) -> DynamicsModel:
-    """Train the model of ``config`` on ``system`` in the folder of a run, or go on with it there, bit for bit.
+    """Train the model of ``config`` on ``system`` in the folder of a run, or resume it there, bit for bit.
 
     Writes ``config.json``, ``train.jsonl``, ``checkpoint.safetensors`` and at the end ``model.safetensors``.
 

@@ -21,7 +21,7 @@ from lieconv.training.config import DataFacts, RunConfig, build_model
 def train(
     config: RunConfig, data: DataFacts, train_sets: PointSets, run: RunFolder[RunConfig], device: torch.device
 ) -> LieResNet:
-    """Train the network of ``config`` in the folder of a run, or go on with it there, bit for bit.
+    """Train the network of ``config`` in the folder of a run, or resume it there, bit for bit.
 
     Writes ``config.json``, ``train.jsonl`` (a line an epoch), ``checkpoint.safetensors`` (after every epoch) and at
     the end ``model.safetensors``.

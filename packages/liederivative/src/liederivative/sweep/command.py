@@ -38,7 +38,7 @@ class SweepCommand(MeasureOptions):
 
     Example: liederivative sweep 'resnet*' --family convnext --images sample --workers 4 --out runs/sweep
 
-    A model that fails is recorded, and the sweep goes on. A killed sweep goes on with
+    A model that fails is recorded, and the sweep goes on. A killed sweep is resumed by
     liederivative sweep --resume runs/sweep. Writes models/NAME.json, results.csv and metrics.json to --out;
     liederivative report runs/sweep makes figures of them.
     """
@@ -63,7 +63,7 @@ class SweepCommand(MeasureOptions):
     out: str = "runs/sweep"
     """folder for the results, made if absent"""
     resume: str | None = None
-    """go on with the sweep in this folder, with its settings: models already there are not measured again"""
+    """resume the sweep in this folder, with its settings: models already there are not measured again"""
     retry_failed: bool = False
     """with --resume: measure again what failed"""
 
@@ -85,7 +85,7 @@ class SweepCommand(MeasureOptions):
         with output_directory(self.out) as out:
             if self.resume is None and (out / "config.json").exists():
                 raise UserError(
-                    f"{out} already holds a run; go on with it by --resume {out}, or give another folder by --out"
+                    f"{out} already holds a run; resume it with --resume {out}, or give another folder by --out"
                 )
             found: dict[str, Any] = {}
             for task in tasks if self.resume is not None else ():
@@ -93,7 +93,7 @@ class SweepCommand(MeasureOptions):
                 if record is not None:
                     found[task.name] = record
             remaining = [task for task in tasks if task.name not in found]
-            # Before the first record: whatever happens from here on, --resume knows what to go on with.
+            # Before the first record: whatever happens from here on, --resume knows what to do.
             if self.resume is None:
                 write_json(out / "config.json", {"command": "sweep", **asdict(replace(self, resume=None))})
             else:
@@ -114,7 +114,7 @@ class SweepCommand(MeasureOptions):
             try:
                 found |= run_sweep(Sweep(remaining, out, self.backend, workers, self.address, done))
             except UserError:
-                if self.resume is None and not any((out / "models").glob("*.json")):  # nothing to go on with
+                if self.resume is None and not any((out / "models").glob("*.json")):  # nothing to resume
                     (out / "models").rmdir()
                     (out / "config.json").unlink()
                 raise

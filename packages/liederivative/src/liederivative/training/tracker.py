@@ -132,7 +132,7 @@ class LEETracker:
         write_json(path, {"kind": "lee history", "history": self.history})
 
     def load(self, path: str | Path) -> None:
-        """Go on with the history in a file of `save`.
+        """Resume the history in a file of `save`.
 
         Raises:
             UserError: if it is none.

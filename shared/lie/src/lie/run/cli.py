@@ -2,7 +2,7 @@
 
 A subcommand's dataclass has a method ``run()``. What a user can mend ends with one line on stderr and exit code 2: an
 argument that does not parse or is out of the bounds of its annotation (`lie.run.check_flags`), a full disk, memory that
-does not suffice. Ctrl-C ends with 130 and the command to go on with, where there is one.
+does not suffice. Ctrl-C ends with 130 and the command that resumes the run, where there is one.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def run_command(
     except KeyboardInterrupt:
         folder = _folder(command)
         resumes = hasattr(command, "resume") and folder is not None
-        print(f"{prog}: interrupted{f'; go on with: {name} --resume {folder}' if resumes else ''}", file=sys.stderr)
+        print(f"{prog}: interrupted{f'; resume with: {name} --resume {folder}' if resumes else ''}", file=sys.stderr)
         return 130
     return 0
 
@@ -103,12 +103,12 @@ def _folder(command: Any) -> Any:
 
 
 def _go_on(name: str, command: Any) -> str:
-    """How the run goes on once there is room again, where there is a run to go on with."""
+    """How to resume the run once there is room again, where there is a run."""
     folder = _folder(command)
     if not hasattr(command, "resume") or folder is None:
         return ""
     started = any((Path(folder) / file).exists() for file in ("config.json", "run.json"))
-    return f"; what is whole is kept: mend that and go on with {name} --resume {folder}" if started else ""
+    return f"; complete files are kept: mend that and resume with {name} --resume {folder}" if started else ""
 
 
 def _out_of_memory(error: BaseException) -> bool:

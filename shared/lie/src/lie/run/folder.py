@@ -52,7 +52,7 @@ class RunFlags:
     out: Path | None = None
     """Folder for the run."""
     resume: Path | None = None
-    """Folder of an interrupted run to go on with, by its own configuration."""
+    """Folder of an interrupted run to resume, with its own configuration."""
 
     def folder(self) -> Path:
         """The folder of the run.
@@ -64,7 +64,7 @@ class RunFlags:
             return self.out
         if self.resume is not None and self.out is None:
             return self.resume
-        raise UserError("give either --out DIR for a new run or --resume DIR to go on with one")
+        raise UserError("give either --out DIR for a new run or --resume DIR to resume one")
 
     def check_unchanged(self, config: Any, *, free: Collection[str] = ()) -> None:
         """Verify that no flag beside --resume asks for another configuration than that of the run.
@@ -117,7 +117,7 @@ class RunFolder(AbstractContextManager["RunFolder[Any]"], Generic[C]):
         path: the folder, made if it is not there.
         config: a dataclass of plain values, all choices that the results depend on.
         program: distribution of the command, for versions and errors.
-        resume: go on with the run in the folder.
+        resume: resume the run in the folder.
         facts: what `load_run` is to know beside the configuration, such as the number of classes; plain values.
         """
         self.path = Path(path)
@@ -232,7 +232,7 @@ def check_free(path: Path) -> None:
         stored = None
     if isinstance(stored, dict) and str(stored.get("status")).startswith("diverged"):
         return
-    raise UserError(f"{path} already holds a run; go on with --resume {path}, or give another --out")
+    raise UserError(f"{path} already holds a run; resume it with --resume {path}, or give another --out")
 
 
 def load_config(path: Path, kind: type[C], *, program: str) -> tuple[C, dict[str, Any]]:
@@ -262,7 +262,7 @@ def load_run(path: Path, kind: type[C], *, program: str) -> tuple[C, dict[str, A
     if str(facts.get("status")).startswith("diverged"):
         raise UserError(f"the run in {path} diverged; train again with a smaller --learning-rate")
     if not (path / _WEIGHTS).exists() and ((path / _CHECKPOINT).exists() or facts.get("status") == "running"):
-        raise UserError(f"the run in {path} is not finished; go on with: {program} train --resume {path}")
+        raise UserError(f"the run in {path} is not finished; resume with: {program} train --resume {path}")
     return config, facts
 
 
