@@ -22,6 +22,13 @@ TINY = ["--trajectories", "4", "--test-trajectories", "2", "--horizon", "0.3", "
         "--hidden", "8"]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_bytecode(monkeypatch):
+    """Write no bytecode: where the size of files is bounded, Python writes it cut short, without an error."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"

@@ -6,6 +6,7 @@ import json
 import math
 import resource
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,13 @@ from lieconv.cli import main
 from lieconv.data import load_npz
 
 TINY = ["--channels", "8", "--num-layers", "1", "--batch-size", "8", "--epochs", "2"]
+
+
+@pytest.fixture(autouse=True)
+def no_bytecode(monkeypatch):
+    """Write no bytecode: where the size of files is bounded, Python writes it cut short, without an error."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
 
 
 def arrays(S=20, N=5, d=2, C=1, classes=2):

@@ -6,6 +6,7 @@ import json
 import math
 import resource
 import shutil
+import sys
 
 import pytest
 from lie.run import UserError
@@ -14,6 +15,13 @@ from liederivative.sweep.records import check_record, kept_record, read_records
 
 SMALL = "test_vit"
 QUICK = ["--image-size", "64", "--limit", "1", "--generators", "rotate", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def no_bytecode(monkeypatch):
+    """Write no bytecode: where the size of files is bounded, Python writes it cut short, without an error."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
 
 
 @pytest.fixture

@@ -189,6 +189,7 @@ def limited(body: str, folder: Path, size: int) -> subprocess.CompletedProcess[s
         "from pathlib import Path",
         "from lie.run import *",
         "from lie.run.files import writing",
+        "sys.dont_write_bytecode = True  # it would be cut short, without an error",
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))",
         f"folder = Path({str(folder)!r})",
         "def attempt(write):",

@@ -349,7 +349,7 @@ def test_errors():
         rkmk4(lambda t, g: g[..., 0].float(), torch.eye(3, dtype=F64), t, group=SO3())
     with pytest.raises(ValueError, match="number of iterations"):
         gauss4(pendulum, Z0, t, compile=True)
-    with pytest.raises(ValueError, match="at least one iteration"):
+    with pytest.raises(ValueError, match="iterations of at least 1"):
         gauss4(pendulum, Z0, t, iterations=0)
     with pytest.raises(ValueError, match=r"unknown option of gauss4 'stepsize': did you mean 'step_size'"):
         odeint(pendulum, Z0, t, method="gauss4", options={"stepsize": 0.1})
