@@ -61,7 +61,13 @@ for kind in sys.argv[2:]:
             signal.setitimer(signal.ITIMER_PROF, part * (0.5 + (kills * 0.618) % 1))
             simulate_run(settings, cut)
             os._exit(0)
-        os.waitpid(child, 0)
+        for _ in range(6000):  # a minute; a signal of processor time never comes to a child that waits
+            if os.waitpid(child, os.WNOHANG)[0]:
+                break
+            time.sleep(0.01)
+        else:
+            os.kill(child, signal.SIGKILL), os.waitpid(child, 0)
+            sys.exit("a child hangs")
         kills += 1
     simulate_run(settings, cut)
     print(kills)
