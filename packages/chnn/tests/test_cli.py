@@ -85,7 +85,17 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, monkeypatch, capsys, f
     assert "--resume" in capsys.readouterr().err
     assert "not finished" in fails("evaluate", tmp_path / "cut")
     monkeypatch.setattr(RunFolder, "save", save)
-    assert main(["train", "--resume", str(tmp_path / "cut")]) == 0
+    for flags, message in [
+        (["--links", "2"], "has links 1, got --links 2"),
+        (["--set", "links=2"], "leave out --set"),
+        (["--file", "arm.xml"], "has file None, got --file"),
+        (["--bobs", "2"], "has bobs None, got --bobs 2"),
+        (["--ignore", "limits"], "has ignore None, got --ignore"),
+        (["--steps", "7"], "has steps 6, got --steps 7"),
+        (["rotor"], "has system 'chain-pendulum', got SYSTEM 'rotor'"),
+    ]:
+        assert message in fails("train", "--resume", tmp_path / "cut", *flags)
+    assert main(["train", "chain-pendulum", "--links", "1", "--resume", str(tmp_path / "cut")]) == 0
     whole, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
     assert metrics(tmp_path / "whole")["rollout_error"] == metrics(tmp_path / "cut")["rollout_error"]

@@ -44,9 +44,9 @@ class Train(RunFlags, TrainChoices, SystemFlags):
     Example: chnn train chain-pendulum --links 2 --model chnn --out runs/chnn2
     """
 
-    system: tyro.conf.Positional[str] = "chain-pendulum"
-    """System: chain-pendulum, coupled-pendulum, magnet-pendulum, gyroscope, rotor, cart-pole, satellite, four-bar, bead
-    or rope."""
+    system: tyro.conf.Positional[str | None] = None
+    """System: chain-pendulum (the default), coupled-pendulum, magnet-pendulum, gyroscope, rotor, cart-pole, satellite,
+    four-bar, bead or rope."""
     file: Path | None = None
     """URDF or MJCF file of a robot without damping, to learn instead of a SYSTEM."""
     ignore: tuple[str, ...] = ()
@@ -70,10 +70,12 @@ class Train(RunFlags, TrainChoices, SystemFlags):
         if resume:
             config, facts = load_config(folder, TrainConfig, program="chnn")
             check_resumable(folder, facts)
-            self.check_unchanged(config)
+            assert self.resume is not None
+            self.refuse_other_system(self.resume, config.system, config.parameters)
+            self.check_unchanged(config, free=("system",))
         else:
             check_free(folder)
-            named = None if self.file is not None and self.system == Train.system else self.system
+            named = "chain-pendulum" if self.system is None and self.file is None else self.system
             system = self.system_of(named, self.file, self.ignore, self.base)
             choices = {field.name: getattr(self, field.name) for field in fields(TrainChoices)}
             config = TrainConfig(

@@ -115,22 +115,16 @@ class Simulate(SystemFlags):
 
     def _refuse_changes(self, settings: Any) -> None:
         """With --resume, flags that say otherwise than the run."""
+        assert self.resume is not None
+        self.refuse_other_system(self.resume, settings.system, settings.parameters)
         defaults = {field.name: field.default for field in fields(self)}
-        own = {**settings.parameters, **settings.to_json()}
-        for name, default in defaults.items():
+        own = settings.to_json()
+        for name in defaults.keys() & own.keys() - {"system"}:
             value = getattr(self, name)
-            if name in ("resume", "animation", "no_animation") or value == default:
-                continue
-            if name == "set":
-                raise UserError(f"a resumed run keeps its own parameters {settings.parameters}; leave out --set")
-            was = own.get(name)
-            if name == "file":
-                value = str(value.resolve())
-            if (list(value) if isinstance(value, tuple) else value) != was:
-                flag = "SYSTEM" if name == "system" else "--" + name.replace("_", "-")
+            if value not in (defaults[name], own[name]):
                 raise UserError(
-                    f"the run in {self.resume} has {name} {was!r}, got {flag} {value!r}; a resumed run keeps its own "
-                    "settings: leave the flag out, or begin another run with --out"
+                    f"the run in {self.resume} has {name} {own[name]!r}, got --{name} {value!r}; a resumed run "
+                    "keeps its own settings: leave the flag out, or begin another run with --out"
                 )
 
     def _draw(self, system: Any, out: Path, kinds: tuple[str, ...]) -> None:

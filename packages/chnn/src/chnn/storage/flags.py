@@ -95,6 +95,34 @@ class SystemFlags:
         except UserError as error:
             raise UserError(_as_flags(str(error))) from None
 
+    def refuse_other_system(self, resumed: Path, name: str, parameters: dict[str, Any]) -> None:
+        """Verify that no flag beside --resume asks for another system than that of the run.
+
+        Args:
+            resumed: folder of the run.
+            name, parameters: of its system.
+
+        Raises:
+            UserError: names the flag.
+        """
+        if self.set:
+            raise UserError(f"a resumed run keeps its own parameters {parameters}; leave out --set")
+        for flag in ("system", *_FLAGS, *_OF_FILES):
+            value = getattr(self, flag)
+            if value is None or value == ():
+                continue
+            was = name if flag == "system" else parameters.get(flag)
+            if isinstance(value, Path):
+                value = str(value.resolve())
+            elif isinstance(value, tuple):
+                value = list(value)
+            if value != was:
+                label = "SYSTEM" if flag == "system" else flag_of(flag)
+                raise UserError(
+                    f"the run in {resumed} has {flag} {was!r}, got {label} {value!r}; a resumed run keeps its own "
+                    "settings: leave the flag out, or begin another run with --out"
+                )
+
     def given(self) -> dict[str, Any]:
         """Parameter -> value; None where not given.
 
