@@ -20,6 +20,7 @@ from chnn.systems import (
     Satellite,
     System,
 )
+from chnn.training import TrainConfig, build_model
 from lie.run import UserError
 from torch import nn
 
@@ -201,6 +202,43 @@ def test_hnn_refuses_a_damped_system():
     with pytest.raises(UserError, match=r"HNN.*Damping"):
         HNN(CartPole(damping=0.5))
     HNN(CartPole(), hidden=4)
+
+
+class Dragged(ChainPendulum):
+    """A pendulum in air: drag in place of a description's damping."""
+
+    def force(self, x: torch.Tensor, v: torch.Tensor | None = None) -> torch.Tensor:
+        """The description's, and drag."""
+        return super().force(x, v) if v is None else super().force(x, v) - 0.5 * v
+
+
+class Blown(ChainPendulum):
+    """A pendulum in a wind, with its energy."""
+
+    def force(self, x: torch.Tensor, v: torch.Tensor | None = None) -> torch.Tensor:
+        """The description's, and 0.3 N to the right on each bob."""
+        return super().force(x, v) + torch.tensor([0.3, 0.0], dtype=x.dtype)
+
+    def potential(self, x: torch.Tensor) -> torch.Tensor:
+        """The description's, less 0.3 N times the way."""
+        return super().potential(x) - 0.3 * x[..., 0].sum(-1)
+
+
+@pytest.mark.parametrize("model", ["chnn", "clnn", "hnn"])
+def test_a_force_of_a_subclass_is_checked_as_those_of_a_description_are(model):
+    config = TrainConfig(model=model, system="chain-pendulum", parameters={}, dt=0.1, horizon=1.0, hidden=4)
+    build_model(config, Blown(2))
+    with pytest.raises(UserError, match=rf"{model.upper()}.*Dragged\.force"):
+        build_model(config, Dragged(2))
+    if model == "hnn":
+        with pytest.raises(UserError, match=r"HNN.*Dragged\.force"):
+            HNN(Dragged(2))
+
+
+def test_rattle_refuses_the_force_on_velocities_of_a_subclass():
+    t = torch.tensor([0.0, 0.1], dtype=torch.float64)
+    with pytest.raises(UserError, match=r"Dragged\.force.*dop853"):
+        Dragged(2).simulate(Dragged(2).sample(1), t, method="rattle", dt=0.01, backend="torch")
 
 
 def test_rattle_refuses_a_force_on_velocities():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lie.run import UserError
 
@@ -39,6 +41,31 @@ def refuse_dissipation(description: Description, model: str) -> None:
             f"{description.name} with {', '.join(dict.fromkeys(kinds))}; make the system without it (damping=0, or a "
             "file without damping)"
         )
+
+
+def refuse_own_dissipation(system: Any, model: str) -> None:
+    """Refuse what `refuse_dissipation` does, and a system whose own ``force`` is not minus the gradient of its
+    ``potential``, as that of a subclass may be.
+
+    Raises:
+        UserError: names the system and the force.
+    """
+    refuse_dissipation(system.description, model)
+    x, v = _states(system.description)
+    with torch.inference_mode(False), torch.enable_grad():
+        gradient = potential_gradient(system.potential, x.clone())
+    if _differ(system.force(x, v), -gradient):
+        raise UserError(
+            f"expected forces that are gradients of a potential energy for {model}, which keeps its energy, got "
+            f"{system.name} with {type(system).__name__}.force, which is not minus the gradient of its potential; "
+            "override potential with it, or make the system without it"
+        )
+
+
+def own_force_depends_on_velocity(system: Any) -> bool:
+    """Whether the force of a system, which a subclass may compute by itself, changes with the velocities."""
+    x, v = _states(system.description)
+    return _differ(system.force(x, torch.zeros_like(x)), system.force(x, v))
 
 
 def _states(description: Description) -> tuple[torch.Tensor, torch.Tensor]:

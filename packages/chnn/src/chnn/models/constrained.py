@@ -80,7 +80,8 @@ class CHNN(_Constrained):
 
     Args:
         system: the description of a system (``system.description``), whose constraints and bodies are given and whose
-            masses and forces are learnt; or constraints alone, on point masses.
+            masses and forces are learnt; or constraints alone, on point masses. What a subclass of `System` adds in
+            a ``force`` of its own is no part of its description; `chnn.training.build_model` checks that too.
         potential: any module x (..., n, d) -> (...); a tanh network by default.
         hidden, depth: width and hidden layers of the default potential.
 

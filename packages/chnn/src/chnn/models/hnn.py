@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from chnn.mechanics import Description
-from chnn.mechanics.conservative import refuse_dissipation
+from chnn.mechanics.conservative import refuse_own_dissipation
 from chnn.models.base import DynamicsModel
 
 
@@ -54,7 +54,7 @@ class HNN(DynamicsModel):
         super().__init__()
         description = getattr(coordinates, "description", None)
         if isinstance(description, Description):
-            refuse_dissipation(description, type(self).__name__)
+            refuse_own_dissipation(coordinates, type(self).__name__)
         n = coordinates.num_angles
         self.coordinates, self.n = coordinates, n
         self.mass_network = _mlp(2 * n, n * (n + 1) // 2, hidden, depth)

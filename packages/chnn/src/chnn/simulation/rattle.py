@@ -27,7 +27,7 @@ from lie.run import UserError
 from torch import Tensor
 
 from chnn.mechanics import Constraints, Metric
-from chnn.mechanics.conservative import depends_on_velocity
+from chnn.mechanics.conservative import depends_on_velocity, own_force_depends_on_velocity
 from chnn.mechanics.constraints import solve_factor
 from chnn.mechanics.projection import residual_bound
 
@@ -100,6 +100,11 @@ def check_conservative(system: Any) -> None:
                 f"{system.name} has a force on velocities ({type(force).__name__}), which RATTLE would leave out; use "
                 "method='dop853'"
             )
+    if own_force_depends_on_velocity(system):
+        raise UserError(
+            f"{system.name} has a force on velocities ({type(system).__name__}.force), which RATTLE would leave out; "
+            "use method='dop853'"
+        )
 
 
 def substeps(t: Float[Tensor, " T"], dt: float) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from lie.run import Count, LearningRate, Positive, Seed, UserError, WeightDecay, unknown_name
 from msgspec import Meta
 
+from chnn.mechanics.conservative import refuse_own_dissipation
 from chnn.models import CHNN, CLNN, HNN, DynamicsModel
 from chnn.systems import System
 from chnn.systems.names import system_from
@@ -108,6 +109,7 @@ def build_system(config: TrainConfig) -> System:
 
 def build_model(config: TrainConfig, system: System) -> DynamicsModel:
     """The model of a run, with weights drawn from its seed; the state of torch's own generator is kept."""
+    refuse_own_dissipation(system, config.model.upper())  # also what a subclass computes, of which CHNN sees nothing
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if config.model in ("chnn", "clnn"):
