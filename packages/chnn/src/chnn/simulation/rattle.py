@@ -120,7 +120,8 @@ def allowed(system: Any, z0: Float[Tensor, "B 2 n d"]) -> tuple[float, float]:
     A longest iteration ends where rounding lets it, which may be above the first.
     """
     constraints = system.parts(z0)[0]
-    largest = float(residual_bound(constraints, z0[:, 0]).max()) if constraints.num_constraints else 0.0
+    scalar = residual_bound(constraints, z0[:, 0])[:, : len(constraints.A)]
+    largest = float(scalar.max()) if scalar.numel() else 0.0
     return (0.125 * largest) ** 2, constraints.num_constraints * largest**2
 
 

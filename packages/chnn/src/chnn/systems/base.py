@@ -28,7 +28,7 @@ from chnn.mechanics import (
     project_positions,
     project_velocity,
 )
-from chnn.mechanics.projection import residual_bound
+from chnn.mechanics.projection import SINGULAR, pivots, residual_bound
 from chnn.simulation import simulate
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ __all__ = ["GRAVITY", "External", "System"]
 External = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A force from outside: (time, x (..., n, d), v) -> (..., n, d), newtons."""
 
-_DEAD = 1e-12  # of a scaled Gram matrix; chains of a thousand links have 1e-3
 _PROJECTED = 1e-4  # relative violation up to which an initial state is projected; float32 states have 1e-7
 
 
@@ -237,7 +236,8 @@ class System:
         """The state moved onto the position and velocity constraints, nearest in the mass metric to first order.
 
         Raises:
-            UserError: if Newton's iteration does not converge; names the samples and the constraint.
+            UserError: if Newton's iteration does not converge; names the samples and the constraint. If a derivative
+                is wanted, in reverse or forward mode, where constraints depend on one another; names the samples.
         """
         constraints, metric, *_ = self.parts(z)
         x, v = self._split(z)
@@ -441,10 +441,10 @@ class System:
                     )
             self._check_regular(z)
             bound = residual_bound(self.parts(z)[0], z[:, 0])
-            if bool((residual.amax(-1) <= bound).all()):
+            if bool((residual <= bound).all()):
                 # Already there to rounding: only the velocities may be off, and mostly are not.
                 speed = self.velocity_constraints(z).abs().amax(-1)
-                if bool((speed <= 1e-15 * z[:, 1].abs().amax((-2, -1)).clamp(min=1.0) * self._size).all()):
+                if bool((speed <= 1e-15 * z[:, 1].abs().amax((-2, -1)) * self._size).all()):
                     return z, t
         return self.project(z), t
 
@@ -453,15 +453,11 @@ class System:
         constraints, metric, *_ = self.parts(z)
         if constraints.A.shape[0] == 0:
             return
-        D = constraints.directions(constraints.spans(z[:, 0]))  # noqa: N806
-        gram = metric.coupling * (D @ D.mT)
-        scale = gram.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()
-        factor, info = torch.linalg.cholesky_ex(gram * scale.unsqueeze(-1) * scale.unsqueeze(-2))
-        pivots = factor.diagonal(dim1=-2, dim2=-1).square().nan_to_num()
-        dead = (pivots < _DEAD).any(-1) | (info > 0)
+        each = pivots(constraints, metric, z[:, 0])
+        dead = (each < SINGULAR).any(-1)
         if bool(dead.any()):
             sample = _first(dead)
-            row = int(pivots[sample].argmin())
+            row = int(each[sample].argmin())
             raise UserError(
                 f"sample {sample} starts at a dead point of {self.name}: {self._constraint_name(row)} depends on the "
                 "other constraints there, and the motion is not determined; start from a state beside it"
