@@ -22,7 +22,7 @@ import pytest
 
 HERE = Path(__file__).parent / "fuzz"
 SECONDS, MEBIBYTES = 20, 2048  # that a case may take
-SAMPLE = 30  # cases of every run of the tests: about 20 s with their files; the seed is fixed
+SAMPLE = 10  # cases of every run of the tests; the seed is fixed
 
 spec = importlib.util.spec_from_file_location("mutations", HERE / "mutations.py")
 assert spec is not None and spec.loader is not None
@@ -53,6 +53,9 @@ CHNN = ["--trajectories", "4", "--test-trajectories", "2", "--horizon", "0.3", "
         "--hidden", "8"]  # fmt: skip
 CONV = ["--channels", "8", "--num-layers", "1", "--batch-size", "8", "--epochs", "2", "--device", "cpu"]
 MEASURE = ["--image-size", "64", "--limit", "1", "--device", "cpu"]
+SWEEP = ["--backend", "serial", "--generators", "rotate", "--device", "cpu"]
+REPORT = ["report", "swept", "--accuracies", "accuracies.csv", "--out", "new"]
+ANALYSE = ["--trajectories", "1", "--horizon", "0.2", "--every", "0.1", "--exponents", "1", "--device", "cpu"]
 
 
 class Server:
@@ -89,6 +92,7 @@ def trap(tmp_path_factory):
 def server(trap):
     started = Server(trap)
     yield started
+    assert started.process.stdin is not None
     started.process.stdin.close()
     started.process.wait(10)
 
@@ -110,6 +114,7 @@ def corpus(server, tmp_path_factory):
             "mask": np.ones((20, 6), dtype=bool)}  # fmt: skip
     np.savez(base / "sets.npz", **sets)
     np.savez_compressed(base / "packed.npz", **sets)
+    (base / "accuracies.csv").write_text("model,top1,top5\ntest_resnet,61.5,82.25\nresnet18,71.5,90\n")
     (base / "images").mkdir()
     picture = Image.fromarray(rng.integers(0, 255, (70, 80, 3), dtype=np.uint8))
     for suffix in ("png", "jpg", "bmp", "gif", "tiff", "webp"):
@@ -121,6 +126,7 @@ def corpus(server, tmp_path_factory):
         ("chnn", ["train", "chain-pendulum", "--links", "1", *CHNN, "--out", "chnn"]),
         ("lieconv", ["train", "--data", "sets.npz", *CONV, "--out", "conv"]),
         ("liederivative", ["measure", "test_resnet", *MEASURE, "--out", "measured"]),
+        ("liederivative", ["sweep", "test_resnet", *MEASURE, *SWEEP, "--out", "swept"]),
     ):
         answer = server.run(program, argv, base, 300)
         assert answer["code"] == 0, answer["stderr"]
@@ -147,6 +153,7 @@ def kinds(corpus: Path) -> dict[str, tuple[str, str, list[list[str]]]]:
             if path.suffix in (".json", ".npz", ".parquet", ".csv") or path.name == "SHA256SUMS":
                 commands = [["animate", folder, "--animation", "html", "--out", "new"]]
                 commands += [["simulate", "--resume", folder, "--no-animation"]] if resume else []
+                commands += [["analyse", folder, *ANALYSE, "--out", "new"]]
                 table[f"{folder}/{path.name}"] = ("chnn", f"{folder}/{path.name}", commands)
     for program, folder in (("chnn", "chnn"), ("lieconv", "conv")):
         for path in sorted((corpus / folder).iterdir()):
@@ -158,7 +165,12 @@ def kinds(corpus: Path) -> dict[str, tuple[str, str, list[list[str]]]]:
         table[f"image {path.suffix}"] = ("liederivative", f"images/{path.name}", [images])
     for path in sorted((corpus / "measured").rglob("*.json")):
         name = str(path.relative_to(corpus))
-        table[name] = ("liederivative", name, [["measure", "--resume", "measured"]])
+        table[name] = ("liederivative", name, [["measure", "--resume", "measured"], ["report", "measured"]])
+    for path in sorted((corpus / "swept").rglob("*")):
+        if path.suffix in (".json", ".csv"):
+            name = str(path.relative_to(corpus))
+            table[name] = ("liederivative", name, [["sweep", "--resume", "swept"], REPORT])
+    table["accuracies"] = ("liederivative", "accuracies.csv", [REPORT])
     return table
 
 
@@ -166,10 +178,13 @@ FLAGS = {
     "chnn": [["simulate", "chain-pendulum", *QUICK, "--links", "2", "--seed", "0", "--rtol", "1e-6", "--out", "new"],
              ["train", "chain-pendulum", "--links", "1", *CHNN, "--seed", "0", "--out", "new"],
              ["animate", "npz", "--trajectory", "0", "--size", "40", "--fps", "5", "--out", "new"],
-             ["evaluate", "chnn", "--seed", "0", "--out", "new"]],
+             ["evaluate", "chnn", "--seed", "0", "--out", "new"],
+             ["analyse", "npz", *ANALYSE, "--out", "new"]],
     "lieconv": [["train", "--data", "sets.npz", *CONV, "--group", "se2", "--out", "new"],
                 ["predict", "conv", "--input", "sets.npz", "--out", "new"]],
-    "liederivative": [["measure", "test_resnet", *MEASURE, "--seed", "0", "--out", "new"]],
+    "liederivative": [["measure", "test_resnet", *MEASURE, "--seed", "0", "--out", "new"],
+                      ["sweep", "test_resnet", *MEASURE, *SWEEP, "--out", "new"],
+                      REPORT],
 }  # fmt: skip
 WORDS = ["", "x", "-1", "0", "1e308", "1e-320", "nan", "inf", "1" * 22, "1000000000", "é\n", "..", "/dev/zero",
          "a" * 5000, "--out", "[" * 2000]  # fmt: skip
