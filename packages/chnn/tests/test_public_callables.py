@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -18,6 +19,7 @@ from chnn.systems import (
     Satellite,
     System,
 )
+from chnn.systems.names import system_by_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -210,3 +212,16 @@ def test_projection_has_no_gradient_where_constraints_depend_on_one_another():
         with pytest.raises(ValueError, match=r"cannot differentiate the projection of sample \[1\]"):
             differentiate()
     assert bool(torch.func.grad(lambda y: system.project(y).sum())(z[:1]).isfinite().all())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "name", ["chain-pendulum", "coupled-pendulum", "magnet-pendulum", "gyroscope", "rotor", "cart-pole"]
+)
+def test_angles_of_what_is_not_finite_are_not_finite(name: str, value: float) -> None:
+    system = system_by_name(name)
+    z = system.sample(2, generator=torch.Generator().manual_seed(0))
+    z[1] = value
+    angles = system.to_angles(z)
+    assert angles[0].isfinite().all()
+    assert not angles[1].isfinite().any()

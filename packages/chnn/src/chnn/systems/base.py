@@ -496,6 +496,11 @@ def _sum(forces: Sequence[Force], x: Tensor, v: Tensor) -> Tensor | None:
     return total
 
 
+def infinite_to_nan(z: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """``z`` with NaN in place of infinities, which an arc tangent would turn into a finite angle."""
+    return z + 0.0 * z
+
+
 def check_count(num: int, what: str = "initial state", least: int = 1) -> None:
     """A whole number of at least one, or ``least``."""
     if not isinstance(num, int):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from chnn.mechanics import GRAVITY, Assembly, rod
 from chnn.mechanics.bodies import number
-from chnn.systems.base import External, System, check_count
+from chnn.systems.base import External, System, check_count, infinite_to_nan
 
 
 class CartPole(System):
@@ -74,7 +74,7 @@ class CartPole(System):
 
     def to_angles(self, z: Float[Tensor, "*batch 2 3 2"]) -> Float[Tensor, "*batch 2 2"]:
         """The cart's place (m) and the pole's angle from hanging, in (-pi, pi], and their rates."""
-        x, v = self._split(z)
+        x, v = map(infinite_to_nan, self._split(z))
         axis, rate = x[..., 2, :] - x[..., 1, :], v[..., 2, :] - v[..., 1, :]
         angle = torch.atan2(axis[..., 0], -axis[..., 1])
         turning = (axis[..., 0] * rate[..., 1] - axis[..., 1] * rate[..., 0]) / axis.square().sum(-1)

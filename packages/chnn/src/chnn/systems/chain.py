@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chnn.mechanics import GRAVITY, Assembly, rod
 from chnn.mechanics.constraints import positive
-from chnn.systems.base import System, check_count
+from chnn.systems.base import System, check_count, infinite_to_nan
 
 
 class ChainPendulum(System):
@@ -102,7 +102,7 @@ class ChainPendulum(System):
 
         The rates come from the cross product of rod and relative velocity, which has no singular direction.
         """
-        x, v = self._split(z)
+        x, v = map(infinite_to_nan, self._split(z))
         if self.beams:
             along, rate = x[..., 1::2, :] - x[..., ::2, :], v[..., 1::2, :] - v[..., ::2, :]
         else:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from chnn.mechanics import GRAVITY, Assembly, Inertia
 from chnn.mechanics.bodies import number
-from chnn.systems.base import System, check_count
+from chnn.systems.base import System, check_count, infinite_to_nan
 from chnn.systems.coordinates import euler_matrix, rotation_matrix, rotation_vector
 from chnn.systems.shapes import lathe, racket
 
@@ -48,7 +48,7 @@ class _OneBody(System):
 
     def to_angles(self, z: Float[Tensor, "*batch 2 4 3"]) -> Float[Tensor, "*batch 2 a"]:
         """The rotation vector (rad, of at most half a turn) and its rate; before it, for a free body, the centre."""
-        x, v = self._split(z)
+        x, v = map(infinite_to_nan, self._split(z))
         axes, rates = ((part[..., 1:, :] - part[..., :1, :]).mT for part in (x, v))
         vector, rate = torch.func.jvp(rotation_vector, (axes,), (rates,))  # type: ignore[misc]  (two without has_aux)
         turned = torch.stack([vector, rate], dim=-2)

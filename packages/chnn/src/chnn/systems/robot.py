@@ -15,7 +15,7 @@ from torch import Tensor
 
 from chnn.formats import WORLD, Motion, Shape, assemble, read_robot
 from chnn.mechanics.bodies import number
-from chnn.systems.base import System, check_count, relax
+from chnn.systems.base import System, check_count, infinite_to_nan, relax
 from chnn.systems.coordinates import rotation_matrix, rotation_vector
 from chnn.systems.shapes import Mesh, cuboid, lathe, sphere
 
@@ -108,7 +108,7 @@ class Robot(System):
 
     def to_angles(self, z: Float[Tensor, "*batch 2 n 3"]) -> Float[Tensor, "*batch 2 a"]:
         """Coordinates and their rates; angles in (-pi, pi], rotation vectors of at most half a turn."""
-        x, v = self._split(z)
+        x, v = map(infinite_to_nan, self._split(z))
         angles, rates = torch.func.jvp(self._tree_angles, (x,), (v,))  # type: ignore[misc]  (two without has_aux)
         return torch.stack([angles, rates], dim=-2)
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from chnn.systems.base import System
+from chnn.systems.base import System, infinite_to_nan
 from chnn.systems.coordinates import direction, direction_angles
 
 
@@ -25,7 +25,7 @@ class SphericalSystem(System):
 
     def to_angles(self, z: Float[Tensor, "*batch 2 n 3"]) -> Float[Tensor, "*batch 2 angles"]:
         """Spherical angles (phi, theta) of each bob about the x axis and their rates; hanging is (pi, pi/2)."""
-        x, v = self._split(z)
+        x, v = map(infinite_to_nan, self._split(z))
         angles, rates = torch.func.jvp(direction_angles, (x - self.anchors.to(z),), (v,))  # type: ignore[misc]  (two without has_aux)
         return torch.stack([angles, rates], dim=-3).flatten(-2)
 
