@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from chnn.analysis import conservation, coordinate, lyapunov, poincare
+from chnn.mechanics import Assembly, BodyHandle, Inertia, box
 from chnn.models import CHNN, CLNN, HNN
 from chnn.systems import (
     Bead,
@@ -225,3 +227,52 @@ def test_angles_of_what_is_not_finite_are_not_finite(name: str, value: float) ->
     angles = system.to_angles(z)
     assert angles[0].isfinite().all()
     assert not angles[1].isfinite().any()
+
+
+def _calls(value: object) -> dict[str, Callable[[], object]]:
+    """Calls of public functions with ``value`` where a number, tensor or text of another kind belongs."""
+    system = system_by_name("chain-pendulum")
+    z0, t = system.sample(2, generator=torch.Generator().manual_seed(0)), torch.linspace(0, 0.2, 3)
+
+    def built(declare: Callable[[Assembly, BodyHandle], object]) -> object:
+        world = Assembly(2)
+        declare(world, world.point("bob", 1.0, position=(0.0, -1.0)))
+        return world.build("system")
+
+    def with_body(inertia: Inertia) -> object:
+        world = Assembly(3)
+        world.body("body", 3, inertia)
+        return world.build("system")
+
+    moments = ((value, 0.0, 0.0), (0.0, 0.2, 0.0), (0.0, 0.0, 0.2))
+    return {
+        "horizon of lyapunov": lambda: lyapunov(system, z0, value),
+        "horizon of poincare": lambda: poincare(system, z0, value, coordinate(system, "angle0")),
+        "trajectories of conservation": lambda: conservation(system, value, t),
+        "times of conservation": lambda: conservation(system, system.simulate(z0, t), value),
+        "coordinate": lambda: coordinate(system, value),
+        "number of samples": lambda: system.sample(value),
+        "initial states": lambda: system.simulate(value, t),
+        "times": lambda: system.simulate(z0, value),
+        "tolerance": lambda: system.simulate(z0, t, value),
+        "step of rattle": lambda: system.simulate(z0, t, method="rattle", dt=value),
+        "mass of a point": lambda: Assembly(2).point("bob", value, position=(0.0, 0.0)),
+        "position": lambda: Assembly(2).point("bob", 1.0, position=(value, 0.0)),
+        "mass of a body": lambda: with_body(box(value, (1.0, 1.0, 1.0))),
+        "size of a body": lambda: with_body(box(1.0, (value, 1.0, 1.0))),
+        "moments": lambda: with_body(Inertia(1.0, moments, (0.0, 0.0, 0.0))),
+        "dimension": lambda: Assembly(value),
+        "length of a tether": lambda: built(lambda world, bob: world.tether(bob, (0.0, 0.0), value)),
+        "gravity": lambda: built(lambda world, bob: world.gravity(value)),
+        "damping": lambda: built(lambda world, bob: world.damping(value)),
+    }
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "x", 1j, None], ids=repr)
+@pytest.mark.parametrize("name", _calls(0.0))
+def test_what_is_no_number_is_refused(name: str, value: object) -> None:
+    if name == "step of rattle" and value is None:
+        pytest.skip("None is no step at all: the error for it is tested with the methods")
+    with pytest.raises((ValueError, TypeError)) as caught:
+        _calls(value)[name]()
+    assert str(caught.value)

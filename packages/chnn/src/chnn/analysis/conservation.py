@@ -98,7 +98,7 @@ def conservation(system: System, z: Float[Tensor, "B T 2 n d"], t: Float[Tensor,
     """What trajectories ``z`` of ``system`` conserve, simulated by whatever means.
 
     Raises:
-        UserError: for shapes that do not fit.
+        UserError: for shapes that do not fit, other types, and times that are not finite.
 
     >>> import torch
     >>> from chnn.systems import Rotor
@@ -108,6 +108,11 @@ def conservation(system: System, z: Float[Tensor, "B T 2 n d"], t: Float[Tensor,
     True
     """
     t = torch.as_tensor(t, dtype=torch.float64)
+    if not isinstance(z, Tensor) or not z.is_floating_point():
+        got = z.dtype if isinstance(z, Tensor) else type(z).__name__
+        raise UserError(f"expected trajectories as a floating-point tensor, got {got}; use torch.as_tensor")
+    if t.ndim != 1 or not t.isfinite().all():
+        raise UserError(f"expected finite times of shape (T,), got shape {tuple(t.shape)}")
     if z.ndim != 5 or z.shape[1] != len(t):
         raise UserError(f"expected trajectories of shape (B, {len(t)}, 2, n, d), got {tuple(z.shape)}")
     z = z.double()

@@ -63,6 +63,8 @@ def coordinate(system: System, text: str) -> Section:
     Raises:
         UserError: for a text that names no coordinate of the system.
     """
+    if not isinstance(text, str):
+        raise UserError(f"expected a coordinate as text, such as 'angle0=0.5', got {type(text).__name__}")
     names = getattr(system, "angle_names", ())
     name, equals, number = (part.strip() for part in text.partition("="))
     if name.removeprefix("rate:") in names:
