@@ -33,6 +33,7 @@ from chnn.systems.times import check_times
 
 if TYPE_CHECKING:
     from chnn.analysis import Crossings, LyapunovExponents
+    from chnn.systems import System
 
 _MAX_BYTES = 2**34  # of the states of all trajectories, which are in memory together
 _DIRECTIONS = {"both": 0, "up": 1, "down": -1}
@@ -142,7 +143,7 @@ class Analyse(SystemFlags):
             write_json(out / "metrics.json", metrics)
             print(f"written to {out}")
 
-    def _horizon(self, system: Any) -> float:
+    def _horizon(self, system: System) -> float:
         horizon = 10.0 * system.horizon if self.horizon is None else self.horizon
         if not system.dt <= horizon < float("inf"):
             raise UserError(f"expected a --horizon of at least {system.dt:g} s, got {horizon:g}")

@@ -197,19 +197,6 @@ def _check_target_layout(targets: Tensor, shape: tuple[int, int] | None, mask: T
         raise ValueError(f"expected the targets of sample b in row b, got one of another sample at place {place}")
 
 
-def _check_targets(targets: Tensor, count: int) -> None:
-    if not isinstance(targets, Tensor):
-        raise TypeError(f"expected targets as a tensor, got {type(targets).__name__}; use torch.as_tensor")
-    if targets.dtype not in (torch.int32, torch.int64) or targets.ndim != 1:
-        raise TypeError(f"expected integer targets (M,), got {tuple(targets.shape)} of {targets.dtype}")
-    plain = plain_values(targets) if targets.device.type == "cpu" else None
-    if plain is not None and plain.numel() and not 0 <= int(plain.min()) <= int(plain.max()) < count:
-        raise ValueError(
-            f"expected targets from 0 to {count - 1}, numbers along the axis of all points, got "
-            f"{int(plain.min())} to {int(plain.max())}"
-        )
-
-
 def _check_not_tiny(group: LieGroup, cloud: Cloud) -> None:
     """Raise where squares of all coordinates of a sample vanish: lengths are what a dilation leaves no unit for."""
     values = plain_values(cloud.coords) if cloud.coords.device.type == "cpu" else None
